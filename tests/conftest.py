@@ -1,0 +1,28 @@
+"""For all tests: Triton kernels run interpreted where there is no CUDA device, and gpu tests are skipped there."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # triton reads it once, when it is imported
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        skip = pytest.mark.skip(reason="no CUDA device")
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(skip)
+
+
+@pytest.fixture
+def command() -> list[str]:
+    """The start of a stormfast command line, for subprocess: works with and without an installed stormfast, in any directory."""
+    code = f"import sys; sys.path[:0] = {[str(ROOT), str(ROOT / 'kernels')]!r}; from stormfast.cli import main; sys.exit(main())"
+    return [sys.executable, "-c", code]

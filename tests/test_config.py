@@ -1,0 +1,174 @@
+"""Settings: presets and protocols are valid, bad values are refused in one line, saved configs read back, resumes keep settings."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stormfast import config as c
+from stormfast.errors import UserError
+
+PRESETS = list(c.PRESETS)
+PROTOCOLS = list(c.PROTOCOLS)
+
+
+def refused(settings: dict[str, object], base: c.TrainConfig | None = None) -> str:
+    """What validate says about settings on top of the storm preset."""
+    with pytest.raises(UserError) as caught:
+        c.validate(c.override(base or c.TrainConfig(), settings))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_are_valid_under_each_protocol(preset: str, protocol: str) -> None:
+    config = c.preset_config(preset, protocol)
+    c.validate(config)
+    assert (config.preset, config.protocol) == (preset, protocol)
+    assert c.from_json(c.to_json(config)) == config
+
+
+def test_presets_set_sizes_and_protocols_set_rules() -> None:
+    for preset in c.PRESETS.values():
+        for protocol in c.PROTOCOLS.values():
+            assert not preset.keys() & protocol.keys()
+
+
+def test_storm_has_the_sizes_of_the_paper() -> None:
+    flat = c.flatten(c.preset_config("storm", "standard"))
+    paper = {
+        "world_model.channels": (32, 64, 128, 256),
+        "world_model.categoricals": 32,
+        "world_model.classes": 32,
+        "world_model.width": 512,
+        "world_model.layers": 2,
+        "world_model.heads": 8,
+        "world_model.batch_size": 16,
+        "world_model.batch_length": 64,
+        "world_model.learning_rate": 1e-4,
+        "world_model.clip_norm": 1000.0,
+        "imagination.batch_size": 1024,
+        "imagination.context": 8,
+        "imagination.horizon": 16,
+        "agent.gamma": 0.985,
+        "agent.lam": 0.95,
+        "agent.entropy": 3e-4,
+        "agent.learning_rate": 3e-5,
+        "agent.clip_norm": 100.0,
+        "agent.slow_critic_decay": 0.98,
+        "acting.context": 16,
+        "acting.random_steps": 1024,
+        "steps": 100_000,
+    }
+    assert {name: flat[name] for name in paper} == paper
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"agent.gamma": 2.0}, "agent.gamma must be > 0 and <= 1, got 2.0"),
+        ({"agent.gamma": float("nan")}, "agent.gamma must be > 0 and <= 1, got nan"),
+        ({"world_model.learning_rate": float("inf")}, "world_model.learning_rate must be > 0, got inf"),
+        ({"steps": 0}, "steps must be >= 1, got 0"),
+        ({"steps": True}, "steps must be int, got True"),
+        ({"steps": "7"}, "steps must be int, got '7'"),
+        ({"seed": 2**31}, "seed must be >= 0 and < 2147482624, got 2147483648"),
+        ({"num_envs": 0}, "num_envs must be >= 1 and <= 256, got 0"),
+        ({"env.noop_max": 0}, "env.noop_max must be >= 1 and <= 2147483647, got 0"),
+        ({"env.frame_skip": 2**31}, "env.frame_skip must be >= 1 and <= 2147483647, got 2147483648"),
+        ({"env.sticky": 1.0}, "env.sticky must be >= 0 and < 1, got 1.0"),
+        ({"preset": "big"}, "preset must be one of auto, storm, fast, cpu, tiny, got 'big'"),
+        ({"world_model.channels": (4, 8)}, "world_model.channels must be tuple[int, int, int, int], got (4, 8)"),
+        ({"world_model.channels": (4, 8, 0, 1)}, "world_model.channels must be >= 1, got (4, 8, 0, 1)"),
+        ({"agent": 3}, "agent must be a group of settings, got 3"),
+        ({"world_model.heads": 7}, "world_model.width must be a multiple of world_model.heads (7), got 512"),
+        ({"world_model.batch_length": 65}, "world_model.batch_length must be <= world_model.max_length (64), got 65"),
+        ({"imagination.horizon": 57}, "imagination.context + imagination.horizon must be <= world_model.max_length (64), got 65"),
+        ({"acting.context": 65}, "acting.context must be <= world_model.max_length (64), got 65"),
+        ({"agent.minibatches": 3}, "imagination.batch_size must be a multiple of agent.minibatches (3), got 1024"),
+        ({"replay.capacity": 63}, "replay.capacity must hold one window of 64 steps in each of 1 environments, got 63"),
+        ({"num_envs": 17}, "acting.random_steps must fill one window of 64 steps in each of 17 environments, got 1024"),
+        ({"replay.demonstration": "d.npz"}, "replay.demonstration and replay.demonstration_share must be given together, got d.npz and 0.0"),
+        ({"env.same_seed_resets": True, "env_backend": "envpool"}, "env.same_seed_resets needs --env-backend ale"),
+    ],
+)
+def test_bad_settings_are_told_in_one_line(settings: dict[str, object], expected: str) -> None:
+    assert refused(settings).startswith(expected)
+
+
+def test_huge_integers_do_not_overflow() -> None:
+    assert "num_envs must be" in refused({"num_envs": 10**400})
+    assert "learning_rate must be" in refused({"agent.learning_rate": -(10**400)})
+
+
+def test_unknown_field_gets_the_nearest_name() -> None:
+    with pytest.raises(UserError, match=r"Unknown field 'agent\.gama'\. Did you mean 'agent\.gamma'\?"):
+        c.override(c.TrainConfig(), {"agent.gama": 1.0})
+    with pytest.raises(UserError, match=r"Unknown field 'steps\.x'"):
+        c.override(c.TrainConfig(), {"steps.x": 1})
+
+
+def test_flatten_and_override_are_inverse() -> None:
+    config = c.preset_config("cpu", "reference")
+    assert c.override(c.TrainConfig(), c.flatten(config)) == config
+    assert len(c.flatten(config)) == sum(
+        1 if not dataclasses.is_dataclass(v) else len(dataclasses.fields(v)) for v in (getattr(config, f.name) for f in dataclasses.fields(config))
+    )
+
+
+def test_every_field_is_documented() -> None:
+    for kind in (c.TrainConfig, c.EvaluateConfig):
+        for name, hint in c.get_type_hints(kind, include_extras=True).items():
+            groups = c.get_type_hints(hint, include_extras=True).items() if dataclasses.is_dataclass(hint) else [(name, hint)]
+            for field, annotated in groups:
+                assert any(isinstance(note, c.Doc) for note in c.get_args(annotated)), f"{name}.{field} has no Doc"
+
+
+@pytest.mark.parametrize(
+    ("change", "allowed"),
+    [
+        ({"steps": 5}, True),
+        ({"device": "cpu"}, True),
+        ({"logging.every": 7}, True),
+        ({"seed": 5}, False),
+        ({"num_envs": 2}, False),
+        ({"agent.gamma": 0.9}, False),
+        ({"env.sticky": 0.1}, False),
+        ({"preset": "fast"}, False),
+    ],
+)
+def test_resume_keeps_what_is_learned(change: dict[str, object], allowed: bool) -> None:
+    saved = c.preset_config("tiny", "standard")
+    asked = c.override(saved, change)
+    if allowed:
+        c.check_resumable(saved, asked)
+        return
+    with pytest.raises(UserError) as caught:
+        c.check_resumable(saved, asked)
+    (name,) = change
+    assert f"{name} was" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"episodes": 0}, "episodes must be >= 1, got 0"),
+        ({"num_envs": 257}, "num_envs must be >= 1 and <= 256, got 257"),
+        ({"seed": -1}, "seed must be >= 0"),
+        ({"video": "film.gif"}, "video must be the name of an .mp4 file, got 'film.gif'"),
+    ],
+)
+def test_bad_evaluation_settings(changes: dict[str, object], expected: str) -> None:
+    c.validate_evaluation(c.EvaluateConfig("run", video="film.mp4"))
+    with pytest.raises(UserError) as caught:
+        c.validate_evaluation(dataclasses.replace(c.EvaluateConfig("run"), **changes))
+    assert str(caught.value).startswith(expected)
+
+
+def test_config_does_not_import_torch() -> None:
+    code = "import stormfast.config, stormfast.games, stormfast.errors, stormfast.cli, stormfast.run_dir, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=False).returncode == 0
