@@ -1,0 +1,66 @@
+"""Imagination: replayed contexts, then H steps in which the actor acts and the world model answers.
+
+B rollouts   C context steps   H horizon   S categoricals   D width   F features of an agent state
+"""
+
+import torch
+from torch import Tensor
+
+from stormfast.agent import Agent
+from stormfast.batch import Batch, Rollout
+from stormfast.config import ImaginationConfig
+from stormfast.world_model import WorldModel
+from stormfast.world_model.heads import upcast
+from stormfast.world_model.transformer import KVCache
+
+
+class Imagination:
+    """Rolls the policy out inside the world model. Owns the K/V cache, made once."""
+
+    def __init__(self, world_model: WorldModel, agent: Agent, config: ImaginationConfig, dtype: torch.dtype, device: torch.device) -> None:
+        self.world_model, self.agent, self.config = world_model, agent, config
+        self.cache: KVCache = world_model.sequence.new_cache(config.batch_size, config.context + config.horizon, dtype, device)
+
+    @torch.no_grad()
+    def __call__(self, context: Batch) -> Rollout:
+        """Imagines config.horizon steps from replayed windows [B, C]. Source: STORM, arXiv 2310.09615, section 3.2."""
+        model, agent, cache = self.world_model, self.agent, self.cache
+        batch, horizon, device = self.config.batch_size, self.config.horizon, context.action.device
+        uniform = torch.rand(self.config.context + horizon + 1, batch, model.config.categoricals, device=device)  # every latent's draw, in one launch
+        action_uniform = torch.rand(horizon, batch, device=device)
+        latent = model.sample(model.encode(context.obs), uniform[: self.config.context].transpose(0, 1))
+        hidden = model.sequence.prefill(latent, context.action, context.is_first if model.mark_resets else None, cache)
+        latent = model.sample(model.prior(hidden), uniform[self.config.context])
+        states, actions, log_probs, hiddens = [agent.state(latent, hidden)], [], [], []
+        for t in range(horizon):
+            log_policy = agent.log_policy(states[-1])
+            action = agent.sample_action(log_policy, action_uniform[t])
+            hidden = model.sequence.step(latent, action, cache)
+            latent = model.sample(model.prior(hidden), uniform[self.config.context + 1 + t])
+            states.append(agent.state(latent, hidden))
+            actions.append(action)
+            log_probs.append(log_policy.gather(-1, action[:, None]).squeeze(-1))
+            hiddens.append(hidden)
+        reward, cont = self.judge(torch.stack(hiddens, 1))  # once, after the rollout: neither feeds back into it
+        return Rollout(
+            state=torch.stack(states, 1),
+            action=torch.stack(actions, 1),
+            log_prob=torch.stack(log_probs, 1),
+            reward=reward,
+            cont=cont,
+            start=self.start(context),
+        )
+
+    def judge(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Reward and chance to go on of imagined steps: hidden [B, H, D] -> two of [B, H]."""
+        model = self.world_model
+        logit = upcast(model.termination(hidden).squeeze(-1))
+        cont = (logit <= 0).to(logit.dtype) if self.config.continuation == "threshold" else (-logit).sigmoid()
+        return model.two_hot.decode(model.reward(hidden)), cont
+
+    def start(self, context: Batch) -> Tensor:
+        """0 where the context's last row ended the episode, so that there is nothing to imagine; else 1. [B] float."""
+        last = context.terminated[:, -1] | context.is_last[:, -1]
+        if self.world_model.config.life_loss_terminates:
+            last = last | context.life_lost[:, -1]
+        return (~last).to(torch.get_default_dtype())

@@ -1,0 +1,79 @@
+"""The learner: one optimiser step of the world model on replay, one of the agent on imagination.
+
+It knows the losses and no environment; the loop in train.py knows the environment and no loss.
+"""
+
+from collections.abc import Iterator
+from dataclasses import fields
+
+import torch
+from torch import Tensor, nn
+
+from stormfast.agent import Agent
+from stormfast.batch import Batch, Rollout
+from stormfast.config import TrainConfig
+from stormfast.imagination import Imagination
+from stormfast.world_model import WorldModel
+
+
+def build_models(config: TrainConfig, num_actions: int, device: torch.device) -> tuple[WorldModel, Agent]:
+    """Freshly initialised world model and agent on the device, in evaluation mode."""
+    world_model = WorldModel(config.world_model, num_actions, mark_resets=config.replay.mark_resets)
+    agent = Agent(config.agent, config.world_model, num_actions)
+    return world_model.to(device).eval(), agent.to(device).eval()
+
+
+class Learner:
+    """World model and agent with their optimisers. The weights stay float32; bfloat16 is for the arithmetic (autocast)."""
+
+    def __init__(self, config: TrainConfig, num_actions: int, device: torch.device, precision: torch.dtype) -> None:
+        self.config, self.device, self.precision = config, device, precision
+        self.world_model, self.agent = build_models(config, num_actions, device)
+        self.imagination = Imagination(self.world_model, self.agent, config.imagination, precision, device)
+        self.trained: dict[str, list[nn.Parameter]] = {"world_model": [*self.world_model.parameters()], "agent": self.agent.trained_parameters()}
+        self.optimizers = {
+            "world_model": torch.optim.Adam(self.trained["world_model"], lr=config.world_model.learning_rate, fused=True),
+            "agent": torch.optim.Adam(self.trained["agent"], lr=config.agent.learning_rate, eps=1e-5, fused=True),
+        }
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == torch.bfloat16)
+
+    def update_world_model(self, batch: Batch) -> dict[str, Tensor]:
+        """One optimiser step on replayed windows [B, T]. Returns every loss term and the gradient norm, 0-d, on the device."""
+        self.world_model.train()
+        with self.autocast():
+            losses = self.world_model.loss(batch)
+        norm = self.descend("world_model", losses["total"], self.config.world_model.clip_norm)
+        self.world_model.eval()  # acting and imagination use the running batch-norm statistics
+        return detached("world_model", losses | {"grad_norm": norm})
+
+    def update_agent(self, context: Batch) -> dict[str, Tensor]:
+        """Imagines from replayed contexts [B, C] and takes agent.minibatches optimiser steps. Returns the last step's terms."""
+        with self.autocast():
+            rollout = self.imagination(context)
+        for part in minibatches(rollout, self.config.agent.minibatches):
+            with self.autocast():
+                losses = self.agent.loss(part)
+            norm = self.descend("agent", losses["total"], self.config.agent.clip_norm)
+            self.agent.update_slow_critic()
+        return detached("agent", losses | {"grad_norm": norm})
+
+    def descend(self, name: str, loss: Tensor, clip_norm: float) -> Tensor:
+        """Backward pass, clipping, Adam. Returns the gradient norm before clipping, 0-d."""
+        self.optimizers[name].zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.trained[name], clip_norm, foreach=True)
+        self.optimizers[name].step()
+        return norm
+
+
+def minibatches(rollout: Rollout, count: int) -> Iterator[Rollout]:
+    """The rollout cut into `count` equal parts along the batch."""
+    parts = {f.name: getattr(rollout, f.name).chunk(count) for f in fields(rollout)}
+    for i in range(count):
+        yield Rollout(**{name: part[i] for name, part in parts.items()})
+
+
+def detached(prefix: str, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}/{name}": value.detach() for name, value in values.items()}

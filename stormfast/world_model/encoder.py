@@ -1,0 +1,67 @@
+"""Frames to embeddings and latents back to frames: the convolutional halves of the categorical VAE.
+
+B any batch of frames   C channels   E embedding features (channels[-1] * 4 * 4)
+"""
+
+import itertools
+
+import torch
+from torch import Tensor, nn
+
+FRAME_SIZE = 64  # four stride-2 convolutions: 64 -> 4
+FEATURE_SIZE = 4
+
+
+def normalize_frames(obs: Tensor) -> Tensor:
+    """uint8 frames to [0, 1] in the default float dtype, channels-last in memory; float frames pass through.
+
+    Args:
+        obs: [..., 3, 64, 64] uint8, or float already in [0, 1].
+    Returns: [prod(...), 3, 64, 64] float.
+    """
+    frames = obs.flatten(0, -4).contiguous(memory_format=torch.channels_last)  # in uint8: a quarter of the bytes to move
+    return frames if frames.is_floating_point() else frames.to(torch.get_default_dtype()).div_(255)
+
+
+def channels_last(module: nn.Sequential) -> nn.Sequential:
+    """Convolution weights in the layout that convolutions are fastest in, on CPUs as on tensor cores; in place."""
+    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+class Encoder(nn.Module):
+    """4 x [conv 4x4 stride 2 pad 1 no bias, batch norm, ReLU]: [B, 3, 64, 64] -> [B, E], flattened as C, H, W.
+
+    Source: STORM, arXiv 2310.09615, appendix (image encoder).
+    """
+
+    def __init__(self, channels: tuple[int, ...]) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for inputs, outputs in zip((3, *channels[:-1]), channels, strict=True):
+            layers += [nn.Conv2d(inputs, outputs, 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+        self.layers = channels_last(nn.Sequential(*layers))
+        self.num_features = channels[-1] * FEATURE_SIZE**2
+
+    def forward(self, frames: Tensor) -> Tensor:
+        return self.layers(frames).flatten(1)
+
+
+class Decoder(nn.Module):
+    """The encoder mirrored: [B, S*K] -> linear, batch norm, ReLU -> 4 transposed convolutions -> [B, 3, 64, 64], unbounded.
+
+    Source: STORM, arXiv 2310.09615, appendix (image decoder).
+    """
+
+    def __init__(self, latent_features: int, channels: tuple[int, ...]) -> None:
+        super().__init__()
+        self.linear = nn.Linear(latent_features, channels[-1] * FEATURE_SIZE**2, bias=False)
+        layers: list[nn.Module] = [nn.BatchNorm2d(channels[-1]), nn.ReLU(inplace=True)]
+        upward = channels[::-1]
+        for inputs, outputs in itertools.pairwise(upward):
+            layers += [nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+        layers.append(nn.ConvTranspose2d(upward[-1], 3, 4, stride=2, padding=1))
+        self.layers = channels_last(nn.Sequential(*layers))
+
+    def forward(self, latent: Tensor) -> Tensor:
+        features = self.linear(latent).unflatten(1, (-1, FEATURE_SIZE, FEATURE_SIZE))
+        return self.layers(features.contiguous(memory_format=torch.channels_last))

@@ -1,0 +1,64 @@
+"""Networks with a scalar meaning: MLP heads, and the symlog two-hot code for reward and value.
+
+N bins (255)   ... any leading shape
+"""
+
+import torch
+from torch import Tensor, nn
+
+NUM_BINS = 255
+LOWEST, HIGHEST = -20.0, 20.0  # in symlog space
+
+
+def mlp(features: int, width: int, outputs: int, *, zero: bool = False) -> nn.Sequential:
+    """2 x [Linear without bias, LN, ReLU], Linear; `zero` starts the output layer at 0, so that it begins undecided."""
+    head = nn.Linear(width, outputs)
+    if zero:
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+    layers = [nn.Linear(features, width, bias=False), nn.LayerNorm(width), nn.ReLU(inplace=True)]
+    layers += [nn.Linear(width, width, bias=False), nn.LayerNorm(width), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers, head)
+
+
+def symlog(x: Tensor) -> Tensor:
+    """sign(x) ln(1 + |x|). Source: DreamerV3, arXiv 2301.04104."""
+    return x.sign() * x.abs().log1p()
+
+
+def symexp(x: Tensor) -> Tensor:
+    """The inverse of symlog."""
+    return x.sign() * x.abs().expm1()
+
+
+class TwoHot(nn.Module):
+    """A scalar as a distribution over 255 bins, evenly spaced in symlog space: two neighbours share the weight.
+
+    Source: DreamerV3, arXiv 2301.04104, section "Critic learning"; STORM uses the same bins.
+    """
+
+    bins: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("bins", torch.linspace(LOWEST, HIGHEST, NUM_BINS), persistent=False)
+
+    def decode(self, logits: Tensor) -> Tensor:
+        """logits [..., 255] -> the scalar they stand for [...], at least float32."""
+        return symexp((upcast(logits).softmax(-1) * self.bins).sum(-1))  # no matmul: autocast would round it to bfloat16
+
+    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Cross-entropy of logits [..., 255] to the two-hot code of target [...], elementwise [...]."""
+        if logits.shape[:-1] != target.shape:
+            raise ValueError(f"two-hot logits [..., {NUM_BINS}] and target [...] must fit, got {tuple(logits.shape)} and {tuple(target.shape)}")
+        scaled = symlog(target.to(self.bins.dtype))
+        upper = torch.bucketize(scaled, self.bins).clamp(1, NUM_BINS - 1)
+        weight = ((scaled - self.bins[upper - 1]) / (self.bins[1] - self.bins[0])).clamp(0, 1)
+        log_probs = upcast(logits).log_softmax(-1)
+        on_upper, on_lower = (log_probs.gather(-1, index[..., None]).squeeze(-1) for index in (upper, upper - 1))
+        return -(weight * on_upper + (1 - weight) * on_lower)
+
+
+def upcast(x: Tensor) -> Tensor:
+    """bfloat16 and float16 to float32; float32 and float64 as they are."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x

@@ -1,0 +1,62 @@
+"""The world model as one module: encode, predict a batch, and the losses of a training step.
+
+B batch   T time   S categoricals   K classes   D width
+"""
+
+import torch
+from torch import Tensor, nn
+
+from stormfast.batch import Batch
+from stormfast.config import WorldModelConfig
+from stormfast.world_model.encoder import Decoder, Encoder, normalize_frames
+from stormfast.world_model.heads import NUM_BINS, TwoHot, mlp
+from stormfast.world_model.latent import LatentHead, sample_latent
+from stormfast.world_model.losses import Prediction, world_model_loss
+from stormfast.world_model.transformer import SequenceModel
+
+
+class WorldModel(nn.Module):
+    """Categorical VAE + causal transformer. Source: STORM, arXiv 2310.09615, section 3.1."""
+
+    def __init__(self, config: WorldModelConfig, num_actions: int, *, mark_resets: bool = True) -> None:
+        super().__init__()
+        latent_features = config.categoricals * config.classes
+        self.encoder = Encoder(config.channels)
+        self.decoder = Decoder(latent_features, config.channels)
+        self.posterior = LatentHead(self.encoder.num_features, config.categoricals, config.classes)
+        self.prior = LatentHead(config.width, config.categoricals, config.classes)
+        self.sequence = SequenceModel(config, num_actions)
+        self.reward = mlp(config.width, config.width, NUM_BINS, zero=config.head_init == "zero")
+        self.termination = mlp(config.width, config.width, 1)
+        self.two_hot = TwoHot()
+        self.config, self.num_actions, self.mark_resets = config, num_actions, mark_resets
+
+    def encode(self, obs: Tensor) -> Tensor:
+        """Posterior logits of frames [..., 3, 64, 64] (uint8, or float in [0, 1]) -> [..., S, K]."""
+        return self.posterior(self.encoder(normalize_frames(obs))).unflatten(0, obs.shape[:-3])
+
+    def sample(self, logits: Tensor, uniform: Tensor | None) -> Tensor:
+        """Latent [..., S*K] from logits [..., S, K] and uniform numbers [..., S]; the mode without them."""
+        return sample_latent(logits, uniform, self.config.unimix)
+
+    def predict(self, frames: Tensor, batch: Batch, uniform: Tensor | None) -> Prediction:
+        """Everything the model says of a batch. frames: [B*T, 3, 64, 64] in [0, 1]; uniform: [B, T, S]."""
+        batch_shape = tuple(batch.action.shape)
+        posterior = self.posterior(self.encoder(frames)).unflatten(0, batch_shape)
+        latent = self.sample(posterior, uniform)
+        hidden = self.sequence(latent, batch.action, batch.is_first if self.mark_resets else None)
+        return Prediction(
+            posterior=posterior,
+            prior=self.prior(hidden),
+            reconstruction=self.decoder(latent.flatten(0, 1)).unflatten(0, batch_shape),
+            reward=self.reward(hidden),
+            termination=self.termination(hidden).squeeze(-1),
+            hidden=hidden,
+        )
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """All loss terms of a batch, `total` among them; draws one uniform number a categorical."""
+        frames = normalize_frames(batch.obs)
+        uniform = torch.rand(*batch.action.shape, self.config.categoricals, device=frames.device)
+        prediction = self.predict(frames, batch, uniform)
+        return world_model_loss(prediction, frames, batch, self.two_hot, self.config, mark_resets=self.mark_resets)
