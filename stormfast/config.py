@@ -283,7 +283,7 @@ def override(config: Any, values: dict[str, Any]) -> Any:
 
 
 def _replace(config: Any, path: list[str], name: str, value: Any) -> Any:
-    if not dataclasses.is_dataclass(config) or path[0] not in {f.name for f in dataclasses.fields(config)}:
+    if path[0] not in getattr(config, "__dataclass_fields__", ()):  # a plain value has no fields
         raise UserError(f"Unknown field '{name}'.{nearest(name, flatten(TrainConfig()))} `stormfast train --help` lists them all.")
     if len(path) > 1:
         value = _replace(getattr(config, path[0]), path[1:], name, value)
