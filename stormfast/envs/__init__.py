@@ -1,0 +1,125 @@
+"""Games as vector environments: which backend steps them, and how to make one.
+
+Importing this module is cheap: no backend, and no emulator, is imported before make_env or resolve_backend needs it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from stormfast.config import EnvConfig
+from stormfast.envs.options import check_options
+from stormfast.errors import UserError
+from stormfast.games import BUILT_IN, SCORES, check_game
+
+if TYPE_CHECKING:
+    import gymnasium
+
+    from stormfast.envs.vector import VectorEnv
+
+BACKENDS = ("auto", "envpool", "ale")
+_NEEDS = {"envpool": ("envpool",), "ale": ("ale_py", "cv2")}
+_INSTALL = {"envpool": "pip install 'envpool>=1.2.5'", "ale": "pip install ale-py opencv-python-headless"}
+
+
+class Backend(NamedTuple):
+    """What will step a game, and why."""
+
+    name: str  # envpool, ale or gymnasium
+    reason: str
+
+
+def make_env(game: str, config: EnvConfig, *, num_envs: int, backend: str, seed: int) -> VectorEnv:
+    """A vector environment of `num_envs` copies of a game; copy k is seeded with seed + k.
+
+    Args:
+        game: one of the 26 games of Atari 100k, a built-in game, or a registered gymnasium id with 64x64 RGB observations.
+        config: rules of the game. Only Atari has frame skip, sticky actions and no-op starts.
+        num_envs: at least 1.
+        backend: auto, envpool or ale. Games that are not Atari go through gymnasium whatever it says.
+        seed: of the first copy; equal seeds give equal games, in every backend.
+    Raises: UserError for an unknown game, an option out of range, or a backend that is not installed.
+    """
+    check_options(config, num_envs, seed)
+    name = resolve_backend(game, config, num_envs=num_envs, backend=backend).name
+    if name == "gymnasium":
+        from stormfast.envs.gymnasium_backend import GymnasiumVectorEnv
+
+        return GymnasiumVectorEnv(lambda: _gymnasium_game(game), config, num_envs=num_envs, seed=seed)
+    if name == "ale":
+        from stormfast.envs.ale_backend import AleVectorEnv
+
+        return AleVectorEnv(game, config, num_envs=num_envs, seed=seed)
+    from stormfast.envs.envpool_backend import EnvpoolVectorEnv
+
+    return EnvpoolVectorEnv(game, config, num_envs=num_envs, seed=seed)
+
+
+def resolve_backend(game: str, config: EnvConfig, *, num_envs: int, backend: str) -> Backend:
+    """The backend that make_env will take for these arguments, with the reason.
+
+    Raises: UserError for an unknown game or backend, one that is not installed, or one that cannot do what config asks.
+    """
+    if backend not in BACKENDS:
+        raise UserError(f"--env-backend must be one of {', '.join(BACKENDS)}, got {backend!r}.")
+    if game not in SCORES:
+        return _resolve_gymnasium(game)
+    if backend == "auto":
+        return _resolve_auto(config, num_envs)
+    if backend == "envpool" and config.same_seed_resets:
+        raise UserError("env.same_seed_resets needs --env-backend ale, because envpool cannot re-seed; got envpool.")
+    problem = _import_problem(backend)
+    if problem:
+        raise UserError(f"--env-backend {backend} must be importable, but {problem}. `{_INSTALL[backend]}`, or take --env-backend auto.")
+    return Backend(backend, "asked for by --env-backend")
+
+
+def _resolve_gymnasium(game: str) -> Backend:
+    if game in BUILT_IN:
+        return Backend("gymnasium", f"{game} is built in; it has no frame skip, sticky actions or no-op starts")
+    if not _registered(game):
+        check_game(game)  # raises, with the nearest name
+    return Backend("gymnasium", f"{game} is registered with gymnasium; it has no frame skip, sticky actions or no-op starts here")
+
+
+def _resolve_auto(config: EnvConfig, num_envs: int) -> Backend:
+    """ale for one environment, where envpool's hand-over between threads costs more than it saves; else envpool."""
+    if config.same_seed_resets:
+        wanted, other, reason = "ale", None, "envpool cannot re-seed, as env.same_seed_resets asks"
+    elif num_envs == 1:
+        wanted, other, reason = "ale", "envpool", "the faster one for one environment, with an exact state for --resume"
+    else:
+        wanted, other, reason = "envpool", "ale", f"the faster one for {num_envs} environments"
+    problem = _import_problem(wanted)
+    if not problem:
+        return Backend(wanted, reason)
+    if other and not _import_problem(other):
+        return Backend(other, f"{wanted} would be faster, but {problem} (`{_INSTALL[wanted]}`)")
+    raise UserError(f"Atari games need an emulator, but {problem}. `{_INSTALL[wanted]}`, then try again.")
+
+
+def _import_problem(backend: str) -> str:
+    """Why a backend cannot be imported, or nothing. It is really imported: a package can be there and broken."""
+    for package in _NEEDS[backend]:
+        try:
+            importlib.import_module(package)
+        except (ImportError, OSError) as error:  # OSError: a shared library or data file of the package is missing
+            return f"{package} does not import here ({str(error).partition(chr(10))[0]})"
+    return ""
+
+
+def _registered(game: str) -> bool:
+    gymnasium = sys.modules.get("gymnasium")  # nothing can be registered before someone imports it
+    return gymnasium is not None and game in gymnasium.registry
+
+
+def _gymnasium_game(game: str) -> gymnasium.Env[Any, Any]:
+    if game == "Catch":
+        from stormfast.envs.catch import Catch
+
+        return Catch()
+    import gymnasium
+
+    return gymnasium.make(game)
