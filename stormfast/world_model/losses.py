@@ -40,7 +40,10 @@ def world_model_loss(
     acted = ~batch.is_last if mark_resets else None
     follows = ~batch.is_first[:, 1:] if mark_resets else None
     ended = (batch.terminated | batch.life_lost) if config.life_loss_terminates else batch.terminated
-    reconstruction = (upcast(prediction.reconstruction).flatten(0, 1) - frames).square().sum((1, 2, 3)).mean()
+    reconstructed = upcast(prediction.reconstruction).flatten(0, 1)
+    if reconstructed.shape != frames.shape:
+        raise ValueError(f"reconstruction [B*T, 3, 64, 64] and frames must match, got {tuple(reconstructed.shape)} and {tuple(frames.shape)}")
+    reconstruction = (reconstructed - frames).square().sum((1, 2, 3)).mean()
     reward = masked_mean(two_hot.loss(prediction.reward, batch.reward), acted)
     termination_logit = upcast(prediction.termination)
     termination = masked_mean(F.binary_cross_entropy_with_logits(termination_logit, ended.to(termination_logit.dtype), reduction="none"), acted)

@@ -160,12 +160,15 @@ class SequenceModel(nn.Module):
             raise ValueError(f"a window has at most {self.config.max_length} steps, got {action.shape[1]}")
         return self.norm(tokens + self.positions.weight[: tokens.shape[1]])
 
-    def mask(self, is_first: Tensor | None, length: int, device: torch.device) -> Tensor:
-        mask = causal_mask(is_first, length, device)
+    def mask(self, is_first: Tensor | None, action: Tensor) -> Tensor:
+        if is_first is not None and is_first.shape != action.shape:
+            raise ValueError(f"is_first and action must both be [B, T], got {tuple(is_first.shape)} and {tuple(action.shape)}")
+        length = action.shape[1]
+        mask = causal_mask(is_first, length, action.device)
         n = self.tokens.per_step
         if n == 1:
             return mask
-        within = causal_mask(None, n * length, device)  # inside a step, the observation token may not see the action
+        within = causal_mask(None, n * length, action.device)  # inside a step, the observation token may not see the action
         return mask.repeat_interleave(n, -1).repeat_interleave(n, -2) & within
 
     def forward(self, latent: Tensor, action: Tensor, is_first: Tensor | None) -> Tensor:
@@ -176,7 +179,7 @@ class SequenceModel(nn.Module):
             is_first: [B, T] bool where attention must not cross episodes, or None where it may.
         Returns: [B, T, D]; row t has seen latents and actions 0..t.
         """
-        x, mask = self.embed(latent, action), self.mask(is_first, action.shape[1], latent.device)
+        x, mask = self.embed(latent, action), self.mask(is_first, action)
         for block in self.layers():
             x = block.feed_forward(block.attention(x, mask))
         return x[:, self.tokens.per_step - 1 :: self.tokens.per_step]
@@ -195,8 +198,10 @@ class SequenceModel(nn.Module):
         Args: as in forward; T must fit the cache, whatever it held is forgotten.
         Returns: [B, D], the hidden state of the last step.
         """
-        x, mask = self.embed(latent, action), self.mask(is_first, action.shape[1], latent.device)
+        x, mask = self.embed(latent, action), self.mask(is_first, action)
         count = x.shape[1]
+        if x.shape[0] != cache.key.shape[1]:
+            raise ValueError(f"a batch of {x.shape[0]} contexts does not fit a cache of {cache.key.shape[1]} sequences")
         if count > cache.key.shape[-2]:
             raise ValueError(f"context of {count} tokens does not fit a cache of {cache.key.shape[-2]}")
         for i, block in enumerate(self.layers()):

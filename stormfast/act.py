@@ -1,0 +1,121 @@
+"""Acting in the real environment: the player turns frames into actions, the collector turns steps into replay rows.
+
+N environments   C acting context   S categoricals   D width
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from stormfast.agent import Agent
+from stormfast.batch import EnvStep, Transition
+from stormfast.config import ActingConfig
+from stormfast.envs.vector import VectorEnv
+from stormfast.world_model import WorldModel
+
+
+class Player:
+    """The policy with its memory: the last C latents and actions of each environment, on the device."""
+
+    def __init__(self, world_model: WorldModel, agent: Agent, config: ActingConfig, num_envs: int) -> None:
+        self.world_model, self.agent, self.config, self.num_envs = world_model, agent, config, num_envs
+        features = world_model.config.categoricals * world_model.config.classes
+        device = world_model.two_hot.bins.device
+        self.latent = torch.zeros(num_envs, config.context, features, device=device)  # [N, C, S*K], oldest first
+        self.action = torch.zeros(num_envs, config.context, dtype=torch.int64, device=device)  # [N, C]
+        self.length = torch.zeros(num_envs, dtype=torch.int64, device=device)  # [N] steps remembered
+
+    @torch.no_grad()
+    def act(self, obs: np.ndarray, is_first: np.ndarray, is_last: np.ndarray | None = None) -> np.ndarray:
+        """Samples an action for each environment and remembers the step.
+
+        Args:
+            obs: [N, 3, 64, 64] uint8, current frames. is_first: [N] bool, frames that begin an episode.
+            is_last: [N] bool, frames at which nothing will be done (the environment is about to reset), or None.
+        Returns: [N] int64. Reading it is the one host sync of acting.
+        """
+        device = self.latent.device
+        if self.config.reset_context:
+            self.length = self.length * ~torch.from_numpy(is_first).to(device)  # not in place: state() may be held elsewhere
+        model, agent = self.world_model, self.agent
+        uniform = torch.rand(2, self.num_envs, model.config.categoricals, device=device)
+        latent = model.sample(model.encode(torch.from_numpy(obs).to(device)), uniform[0])
+        hidden, has_past = self.hidden(), self.length > 0
+        seen = latent if self.config.latent == "posterior" else model.sample(model.prior(hidden), uniform[1])
+        log_policy = agent.log_policy(agent.state(seen, hidden))
+        if self.config.latent == "prior":  # nothing predicted yet: the original acts at random there
+            log_policy = torch.where(has_past[:, None], log_policy, -np.log(agent.num_actions))
+        action = agent.sample_action(log_policy, torch.rand(self.num_envs, device=device))
+        self.remember(latent, action, None if is_last is None else torch.from_numpy(is_last).to(device))
+        return action.cpu().numpy()
+
+    def hidden(self) -> Tensor:
+        """Hidden state of the past, [N, D]; zeros where there is none."""
+        hidden = self.world_model.sequence(self.latent, self.action, None)  # causal: what lies beyond `length` is not seen
+        last = (self.length - 1).clamp(min=0)[:, None, None].expand(-1, 1, hidden.shape[-1])
+        return hidden.gather(1, last).squeeze(1) * (self.length > 0)[:, None]
+
+    def remember(self, latent: Tensor, action: Tensor, skip: Tensor | None) -> None:
+        """Appends a step to each memory, dropping the oldest where it is full. latent [N, S*K], action [N], skip [N] bool."""
+        full = self.length == self.config.context
+        slot = self.length.clamp(max=self.config.context - 1)
+        here = F.one_hot(slot, self.config.context).bool()  # [N, C]
+        latents = torch.where(full[:, None, None], self.latent.roll(-1, 1), self.latent)
+        actions = torch.where(full[:, None], self.action.roll(-1, 1), self.action)
+        latents = torch.where(here[..., None], latent[:, None].to(latents.dtype), latents)
+        actions = torch.where(here, action[:, None], actions)
+        length = slot + 1
+        if skip is not None:
+            latents = torch.where(skip[:, None, None], self.latent, latents)
+            actions, length = torch.where(skip[:, None], self.action, actions), torch.where(skip, self.length, length)
+        self.latent, self.action, self.length = latents, actions, length
+
+    def state(self) -> dict[str, Tensor]:
+        return {"latent": self.latent, "action": self.action, "length": self.length}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        self.latent, self.action, self.length = (state[name].to(self.latent.device) for name in ("latent", "action", "length"))
+
+
+class Collector:
+    """Steps the environments and keeps the books: one replay row a call, and the returns of finished episodes."""
+
+    def __init__(self, env: VectorEnv, player: Player, rng: np.random.Generator, *, count_last_reward: bool = True) -> None:
+        self.env, self.player, self.rng, self.count_last_reward = env, player, rng, count_last_reward
+        self.now: EnvStep = env.reset()
+        self.game_return = np.zeros(env.num_envs)
+        self.length = np.zeros(env.num_envs, dtype=np.int64)
+        self.finished: list[tuple[float, int]] = []  # (return, length) of episodes since they were last taken
+
+    def step(self, *, at_random: bool) -> Transition:
+        """One step of every environment, with random actions or the player's."""
+        now = self.now
+        is_last = now.terminated | now.truncated
+        if at_random:
+            action = self.rng.integers(self.env.num_actions, size=self.env.num_envs)
+        else:
+            action = self.player.act(now.obs, now.is_first, is_last)
+        self.now = following = self.env.step(action)
+        self.count(following, following.terminated | following.truncated)
+        return Transition(
+            obs=now.obs,
+            action=np.where(is_last, 0, action),
+            reward=following.reward,
+            terminated=following.terminated,
+            truncated=following.truncated,
+            life_lost=following.life_lost,
+            is_first=now.is_first,
+            is_last=is_last,
+        )
+
+    def count(self, step: EnvStep, done: np.ndarray) -> None:
+        self.game_return += step.reward if self.count_last_reward else np.where(done, 0, step.reward)
+        self.length += ~step.is_first
+        for n in np.flatnonzero(done):
+            self.finished.append((float(self.game_return[n]), int(self.length[n])))
+            self.game_return[n], self.length[n] = 0, 0
+
+    def take_finished(self) -> list[tuple[float, int]]:
+        finished, self.finished = self.finished, []
+        return finished

@@ -1,0 +1,193 @@
+"""The stormfast command. Bad input is one line on stderr and status 2; torch is imported only by what computes."""
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from stormfast import __version__
+from stormfast.config import EvaluateConfig, Preset, TrainConfig, check_resumable, nearest, preset_config, validate, validate_evaluation
+from stormfast.errors import UserError
+from stormfast.games import BUILT_IN, SCORES, check_game
+
+HELP = """\
+usage: stormfast COMMAND [ARGUMENTS]
+
+A STORM world-model agent, trained from pixels in the least wall-clock time.
+
+  train         train an agent:            stormfast train --game Pong
+  evaluate RUN  score a run's agent:       stormfast evaluate runs/Pong/DATE-TIME --episodes 100
+  games         list the games, with random and human scores
+  doctor        say what is installed, what will be used, and why
+
+`stormfast COMMAND --help` lists the arguments of a command. `stormfast --version` prints the version.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; argv is sys.argv[1:] unless given. Returns the exit status."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        status = _run(args)
+        sys.stdout.flush()
+    except SystemExit as stop:  # tyro printed a help text
+        return int(stop.code or 0)
+    except UserError as error:
+        print(f"stormfast: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stormfast: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader left, as in `stormfast games | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at exit
+        return 141
+    return status
+
+
+def _run(args: list[str]) -> int:
+    if not args or args[0] in ("-h", "--help"):
+        print(HELP, end="")
+        return 0
+    if args[0] == "--version":
+        print(f"stormfast {__version__}")
+        return 0
+    command = COMMANDS.get(args[0])
+    if command is None:
+        raise UserError(f"Unknown command '{args[0]}'.{nearest(args[0], COMMANDS)} Commands are {', '.join(COMMANDS)}.")
+    return command(args[1:])
+
+
+# --- train -------------------------------------------------------------------------------------------------------
+
+
+def _train(args: list[str]) -> int:
+    config = train_config(args)
+    from stormfast.device import resolve_device
+
+    resolve_device(config.device)
+    from stormfast.run_dir import create, discard_unused
+    from stormfast.train import train
+
+    run_dir = create(config)
+    try:
+        return train(config, run_dir)
+    except (UserError, KeyboardInterrupt):
+        if not config.resume:
+            discard_unused(run_dir)  # so that the same command can be given again once what is wrong is put right
+        raise
+
+
+def train_config(args: list[str]) -> TrainConfig:
+    """The settings that the arguments of `stormfast train` ask for, checked.
+
+    Two passes: the first shows which preset and protocol, or which saved run, the user's own settings go on top of.
+    Raises: UserError for anything wrong with them.
+    """
+    from stormfast.arguments import parse, wants_help
+
+    prog = "stormfast train"
+    plain = dataclasses.replace(preset_config("storm", "standard"), preset="auto")
+    words = [word for word in args if word not in ("-h", "--help")]
+    asked = parse(TrainConfig, words, prog, plain)
+    if wants_help(args):
+        return parse(TrainConfig, args, prog, _help_defaults(asked), _help_description(asked))
+    check_game(asked.game)
+    if asked.resume:
+        return _resumed(args, asked)
+    preset = _choose_preset(asked) if asked.preset == "auto" else asked.preset
+    config = parse(TrainConfig, args, prog, preset_config(preset, asked.protocol))
+    config = dataclasses.replace(config, preset=preset)  # the name in full, even where the user typed auto
+    validate(config)
+    return config
+
+
+def _resumed(args: list[str], asked: TrainConfig) -> TrainConfig:
+    """The saved settings of a run, with what a resume may change on top."""
+    from stormfast.arguments import parse
+    from stormfast.run_dir import load_config, newest_run
+
+    if asked.run_dir is None:
+        newest = newest_run()
+        hint = f"the newest run is {newest}: add --run-dir {newest}" if newest else "there is no run under runs/ yet; leave --resume out to start one"
+        raise UserError(f"--resume needs the --run-dir of the run to go on with; {hint}")
+    saved = load_config(Path(asked.run_dir))
+    config = parse(TrainConfig, args, "stormfast train", saved)
+    if config.preset == "auto":
+        config = dataclasses.replace(config, preset=saved.preset)
+    validate(config)
+    check_resumable(saved, config)
+    return config
+
+
+def _choose_preset(asked: TrainConfig) -> Preset:
+    """What `--preset auto` takes, said out loud."""
+    from stormfast.device import auto_preset
+
+    preset, reason = auto_preset(asked.device)
+    print(f"preset {preset}, because {reason} (--preset auto)", flush=True)
+    return preset
+
+
+def _help_defaults(asked: TrainConfig) -> TrainConfig:
+    config = preset_config("storm" if asked.preset == "auto" else asked.preset, asked.protocol)
+    return dataclasses.replace(config, preset=asked.preset)
+
+
+def _help_description(asked: TrainConfig) -> str:
+    if asked.preset == "auto":
+        shown = "the storm preset (--preset auto takes fast with CUDA and cpu without; add --preset NAME to see another's)"
+    else:
+        shown = f"the {asked.preset} preset"
+    return f"Train an agent. Defaults shown are those of {shown} under the {asked.protocol} protocol."
+
+
+# --- the other commands --------------------------------------------------------------------------------------------
+
+
+def _evaluate(args: list[str]) -> int:
+    from stormfast.arguments import parse
+
+    config = parse(EvaluateConfig, args, "stormfast evaluate", description="Play full episodes with a run's agent and score them.")
+    validate_evaluation(config)
+    from stormfast.run_dir import load_config
+
+    load_config(Path(config.run))
+    from stormfast.device import resolve_device
+
+    resolve_device(config.device)
+    from stormfast.evaluate import evaluate
+
+    return evaluate(config)
+
+
+def _games(args: list[str]) -> int:
+    if _only_help(args, "games", "List the games, with the scores of the random policy and of a human."):
+        return 0
+    print(f"{'game':<16}{'random':>10}{'human':>10}")
+    for game, (random, human) in SCORES.items():
+        print(f"{game:<16}{random:>10.1f}{human:>10.1f}")
+    for game in BUILT_IN:
+        print(f"{game:<16}{'built in, no published scores':>20}")
+    return 0
+
+
+def _doctor(args: list[str]) -> int:
+    if _only_help(args, "doctor", "Say what is installed, what will be used, and why. Status 1 when something required is missing."):
+        return 0
+    from stormfast.doctor import doctor
+
+    return doctor()
+
+
+def _only_help(args: list[str], command: str, what: str) -> bool:
+    """True when the help was asked for and printed. Raises: UserError for any other argument."""
+    extra = [arg for arg in args if arg not in ("-h", "--help")]
+    if extra:
+        raise UserError(f"`stormfast {command}` takes no arguments, got '{extra[0]}'; leave it out")
+    if args:
+        print(f"usage: stormfast {command}\n\n{what}")
+    return bool(args)
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {"train": _train, "evaluate": _evaluate, "games": _games, "doctor": _doctor}

@@ -1,0 +1,173 @@
+"""Everything a training run holds, how it is built, and how it is saved and brought back.
+
+What is saved is all that decides the future: weights, optimisers, running averages, random generators, replay, the acting
+context, and the environments where their backend can be saved (ale, gymnasium). envpool cannot: its games start anew.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stormfast.act import Collector, Player
+from stormfast.batch import EnvStep
+from stormfast.checkpoint import load_checkpoint, save_checkpoint
+from stormfast.config import TrainConfig
+from stormfast.demonstration import load_demonstration
+from stormfast.device import resolve_device, resolve_precision
+from stormfast.envs import make_env
+from stormfast.errors import UserError
+from stormfast.learner import Learner
+from stormfast.metrics import Metrics, MetricsLog
+from stormfast.replay import Replay
+from stormfast.state import flatten_optimizer, restore_optimizer, restore_rng, rng_state
+from stormfast_kernels import backend
+
+
+@dataclass
+class Run:
+    """The parts of a run, wired together. Close it when done."""
+
+    config: TrainConfig
+    run_dir: Path
+    collector: Collector
+    replay: Replay
+    learner: Learner
+    metrics: Metrics
+    log: MetricsLog
+    generator: torch.Generator  # the device's default: replay and every draw of the models take from it
+    step: int = 0  # environment steps taken
+    logged_at: int = 0  # step of the last metrics
+    saved_at: int = 0  # step of the last checkpoint
+
+    def close(self) -> None:
+        self.log.close()
+        self.collector.env.close()
+
+    def save(self) -> None:
+        """Writes a checkpoint; the one before stays until this one is whole. Raises: UserError when that fails."""
+        tensors, meta = snapshot(self)
+        save_checkpoint(self.run_dir, self.step, tensors, meta, self.replay)
+        self.saved_at = self.step
+
+
+def build(config: TrainConfig, run_dir: Path) -> Run:
+    """A run at step 0, or, with config.resume, at its last checkpoint."""
+    device = resolve_device(config.device)
+    check_kernels(device)
+    seed_everything(config.seed, device)
+    saved = load_checkpoint(run_dir, device) if config.resume else None
+    env_seed = config.seed if saved is None else restart_seed(config.seed, saved.step)
+    env = make_env(config.game, config.env, num_envs=config.num_envs, backend=config.env_backend, seed=env_seed)
+    demonstration = load_demonstration(config.replay.demonstration, env.num_actions, longest_window(config)) if config.replay.demonstration else None
+    replay = Replay(
+        config.replay.capacity,
+        config.num_envs,
+        device,
+        recency=config.replay.recency,
+        keep_last_obs=config.replay.mark_resets,
+        demonstration=demonstration,
+        demonstration_share=config.replay.demonstration_share,
+    )
+    learner = Learner(config, env.num_actions, device, resolve_precision(config.precision, device))
+    player = Player(learner.world_model, learner.agent, config.acting, config.num_envs)
+    collector = Collector(env, player, np.random.default_rng(config.seed), count_last_reward=config.evaluation.count_last_reward)
+    log = MetricsLog(run_dir, config.logging.tensorboard, None if saved is None else saved.step)
+    run = Run(config, run_dir, collector, replay, learner, Metrics(device), log, default_generator(device))
+    if saved is not None:
+        restore(run, saved.tensors, saved.meta)
+        saved.restore_replay(replay)
+        run.step = run.logged_at = run.saved_at = saved.step
+    return run
+
+
+def check_kernels(device: torch.device) -> None:
+    """Raises UserError when the environment asks for kernels that are not here."""
+    try:
+        backend(device)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def longest_window(config: TrainConfig) -> int:
+    """Steps of the longest window that replay is asked for."""
+    return max(config.world_model.batch_length, config.imagination.context)
+
+
+def seed_everything(seed: int, device: torch.device) -> None:
+    torch.manual_seed(seed)  # CPU and every CUDA device
+
+
+def restart_seed(seed: int, step: int) -> int:
+    """Seed of environments that start anew in the middle of a run: another game than the one at step 0."""
+    return int(np.random.SeedSequence([seed, step]).generate_state(1)[0] % (2**31 - 1024))
+
+
+def default_generator(device: torch.device) -> torch.Generator:
+    return torch.cuda.default_generators[device.index or 0] if device.type == "cuda" else torch.default_generator
+
+
+def generators(device: torch.device) -> dict[str, torch.Generator]:
+    """Every torch generator a run draws from, by name."""
+    return {"cpu": torch.default_generator} | ({"cuda": default_generator(device)} if device.type == "cuda" else {})
+
+
+def snapshot(run: Run) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """All state but replay, as named tensors and what JSON can hold."""
+    learner, collector = run.learner, run.collector
+    tensors: dict[str, Tensor] = {}
+    for name, module in (("world_model", learner.world_model), ("agent", learner.agent)):
+        tensors |= with_prefix(name, module.state_dict())
+    for name, optimizer in learner.optimizers.items():
+        tensors |= flatten_optimizer(optimizer, f"optimizer.{name}")
+    tensors |= with_prefix("rng", {name: rng_state(generator) for name, generator in generators(learner.device).items()})
+    tensors |= with_prefix("player", collector.player.state())
+    env_state = collector.env.state()
+    if env_state is not None:
+        tensors |= with_prefix("env", from_numpy(env_state))
+        tensors |= with_prefix("now", from_numpy({f.name: getattr(collector.now, f.name) for f in dataclasses.fields(EnvStep)}))
+        tensors |= with_prefix("episode", from_numpy({"return": collector.game_return, "length": collector.length}))
+    meta = {"collector_rng": collector.rng.bit_generator.state, "env_backend": collector.env.backend, "num_actions": collector.env.num_actions}
+    return tensors, meta
+
+
+def restore(run: Run, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+    """Puts back what snapshot gave. Raises: UserError when the checkpoint is of another model."""
+    learner, collector = run.learner, run.collector
+    try:
+        learner.world_model.load_state_dict(without_prefix("world_model", tensors))
+        learner.agent.load_state_dict(without_prefix("agent", tensors))
+        for name, optimizer in learner.optimizers.items():
+            restore_optimizer(optimizer, tensors, f"optimizer.{name}")
+        saved_rng = without_prefix("rng", tensors)
+        for name, generator in generators(learner.device).items():
+            if name in saved_rng:  # a run that moves to CUDA has no saved state there: it starts from the seed
+                restore_rng(generator, saved_rng[name].cpu())
+        collector.player.load_state(without_prefix("player", tensors))
+        collector.rng.bit_generator.state = meta["collector_rng"]
+        env_state = {name: value.cpu().numpy() for name, value in without_prefix("env", tensors).items()}
+        if env_state and meta["env_backend"] == collector.env.backend:
+            collector.env.load_state(env_state)
+            collector.now = EnvStep(**{name: value.cpu().numpy() for name, value in without_prefix("now", tensors).items()})
+            episode = without_prefix("episode", tensors)
+            collector.game_return, collector.length = episode["return"].cpu().numpy(), episode["length"].cpu().numpy()
+    except (RuntimeError, KeyError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"The checkpoint in {run.run_dir} does not fit this version or this game ({reason}); start a new run.") from None
+
+
+def with_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
+
+
+def without_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix + "."): tensor for name, tensor in tensors.items() if name.startswith(prefix + ".")}
+
+
+def from_numpy(arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
+    """Tensors of a copy: the arrays go on changing."""
+    return {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}

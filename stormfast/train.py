@@ -1,0 +1,115 @@
+"""The training loop.
+
+stormfast train --game Pong
+"""
+
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+from stormfast.config import TrainConfig
+from stormfast.errors import UserError
+from stormfast.progress import Progress
+from stormfast.run import Run, build
+from stormfast_kernels import report
+
+
+def train(config: TrainConfig, run_dir: Path) -> int:
+    """Trains until config.steps, saving as it goes. Returns the exit status: 0, or 128 + the signal that stopped it."""
+    run = build(config, run_dir)
+    print(describe(run), file=sys.stderr)
+    with StopSignal() as stop, Progress(config.steps, run.step, config.game) as progress:
+        try:
+            while run.step < config.steps and not stop.caught:
+                values = advance(run)
+                progress.update(run.step, values)
+            if run.step != run.logged_at:
+                write_metrics(run)
+            if run.step != run.saved_at:
+                run.save()
+        finally:
+            run.close()
+    stopped = f"stopped by {stop.name} at" if stop.caught else "finished at"
+    advice = f"go on with `stormfast train --run-dir {run_dir} --resume`" if stop.caught else f"score it with `stormfast evaluate {run_dir}`"
+    print(f"{stopped} step {run.step}, saved in {run_dir}; {advice}", file=sys.stderr)
+    return 128 + stop.caught if stop.caught else 0
+
+
+def describe(run: Run) -> str:
+    """What will run where, for the first log line."""
+    config, learner = run.config, run.learner
+    backend = run.collector.env.backend
+    precision = str(learner.precision).removeprefix("torch.")
+    start = f"step {run.step} of {config.steps}" if run.step else f"{config.steps} steps"
+    return (
+        f"{config.game}: {start}, preset {config.preset}, protocol {config.protocol}, seed {config.seed}, {config.num_envs} x {backend}, "
+        f"{learner.device} {precision}, {report()}; run directory {run.run_dir}"
+    )
+
+
+def advance(run: Run) -> dict[str, float] | None:
+    """One step of every environment and the updates that are then due. Returns metrics when they were written."""
+    config, learner, replay = run.config, run.learner, run.replay
+    before = run.step
+    transition = run.collector.step(at_random=before < config.acting.random_steps)
+    replay.append(transition)
+    run.step += transition.num_steps
+    for _ in range(due(before, run.step, config.world_model.updates_per_step, config.acting.random_steps)):
+        batch = replay.sample(config.world_model.batch_size, config.world_model.batch_length, run.generator)
+        run.metrics.add(learner.update_world_model(batch))
+    for _ in range(due(before, run.step, config.agent.updates_per_step, config.acting.random_steps)):
+        context = replay.sample(config.imagination.batch_size, config.imagination.context, run.generator)
+        run.metrics.add(learner.update_agent(context))
+    values = write_metrics(run) if crossed(before, run.step, config.logging.every) else None
+    if crossed(before, run.step, config.logging.save_every):
+        run.save()
+    return values
+
+
+def write_metrics(run: Run) -> dict[str, float]:
+    """Reads the metrics since the last call, the one host sync of learning, and logs them."""
+    for game_return, length in run.collector.take_finished():
+        run.metrics.add_episode(game_return, length)
+    try:
+        values = run.metrics.flush(run.step)
+    except FloatingPointError as error:
+        raise UserError(f"{error}; the last checkpoint in {run.run_dir} is intact, resume it with other settings in a new run") from None
+    run.log.write(run.step, values)
+    run.logged_at = run.step
+    return values
+
+
+def due(before: int, after: int, per_step: float, start: int) -> int:
+    """Updates owed between two step counts at `per_step` updates a step, none before `start`: exact over any partition."""
+    owed = [int(max(0, step - start) * per_step) for step in (before, after)]
+    return owed[1] - owed[0]
+
+
+def crossed(before: int, after: int, every: int) -> bool:
+    return before // every != after // every
+
+
+class StopSignal:
+    """Ctrl-C and SIGTERM end the loop after the step in hand, so that the run is saved; a second one ends it at once."""
+
+    def __init__(self) -> None:
+        self.caught = 0
+
+    @property
+    def name(self) -> str:
+        return signal.Signals(self.caught).name
+
+    def __enter__(self) -> "StopSignal":
+        self.previous = {number: signal.signal(number, self.catch) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def catch(self, number: int, frame: FrameType | None) -> None:
+        if self.caught:
+            self.__exit__()
+            raise KeyboardInterrupt
+        self.caught = number

@@ -1,0 +1,51 @@
+"""The records refuse shapes that do not fit together."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from stormfast.batch import Batch, Transition
+from tests.model_fixtures import make_batch
+
+FIELDS = [f.name for f in dataclasses.fields(Batch)]
+
+
+def test_a_batch_that_fits():
+    batch = make_batch(3, 5)
+    assert batch.obs.shape == (3, 5, 3, 64, 64)
+    assert all(getattr(batch, name).shape == (3, 5) for name in FIELDS if name != "obs")
+
+
+@pytest.mark.parametrize("name", [name for name in FIELDS if name != "action"])
+@pytest.mark.parametrize("cut", [(slice(0, 2),), (slice(None), slice(0, 1)), (0,)])
+def test_a_field_of_another_shape_is_refused(name, cut):
+    batch = make_batch(3, 5)
+    with pytest.raises(ValueError, match=rf"batch field {name} must start with \[B, T\] = \(3, 5\)"):
+        dataclasses.replace(batch, **{name: getattr(batch, name)[cut]})
+
+
+def test_a_scalar_field_with_a_trailing_dimension_is_refused():
+    batch = make_batch(3, 5)
+    with pytest.raises(ValueError, match="batch field reward"):
+        dataclasses.replace(batch, reward=batch.reward[..., None])  # would broadcast against [B, T] to [3, 5, 5] later
+
+
+def test_a_batch_of_one_row_without_time_is_refused():
+    batch = make_batch(3, 5)
+    with pytest.raises(ValueError, match="batch field"):
+        Batch(**{name: getattr(batch, name)[:, 0] for name in FIELDS})
+
+
+def test_a_row_of_the_last_observation_is_no_step():
+    flags = {name: np.zeros(4, bool) for name in ("terminated", "truncated", "life_lost", "is_first")}
+    is_last = np.array([False, True, False, True])
+    row = Transition(np.zeros((4, 3, 64, 64), np.uint8), np.zeros(4, np.int64), np.zeros(4, np.float32), **flags, is_last=is_last)
+    assert row.num_steps == 2
+    assert isinstance(row.num_steps, int)
+
+
+def test_records_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        make_batch(2, 2).reward = torch.zeros(2, 2)

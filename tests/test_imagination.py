@@ -1,0 +1,165 @@
+"""Rollouts against the full forward pass on the grown sequence, with the same random numbers."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from stormfast.batch import Batch
+from tests.model_fixtures import NUM_ACTIONS, double_precision, make_batch, no_sync, tiny_learner
+
+B, C, H, S, K, D = 6, 4, 5, 3, 5, 12
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+    with double_precision():
+        yield
+
+
+def rollout_of(learner, context, seed=7):
+    torch.manual_seed(seed)
+    return learner.imagination(context)
+
+
+def draws(seed=7):
+    """The rollout's own uniform numbers: latents [C+H+1, B, S], actions [H, B]."""
+    torch.manual_seed(seed)
+    return torch.rand(C + H + 1, B, S), torch.rand(H, B)
+
+
+@pytest.mark.parametrize(("state", "features"), [("both", S * K + D), ("latent", S * K), ("hidden", D)])
+def test_shapes_and_no_gradient(state, features):
+    rollout = rollout_of(tiny_learner(values={"agent.state": state}), make_batch(B, C))
+    shapes = {f.name: tuple(getattr(rollout, f.name).shape) for f in dataclasses.fields(rollout)}
+    two = (B, H)
+    assert shapes == {"state": (B, H + 1, features), "action": two, "log_prob": two, "reward": two, "cont": two, "start": (B,)}
+    assert not any(getattr(rollout, name).requires_grad for name in shapes)
+    assert rollout.action.dtype == torch.int64
+    assert set(rollout.action.flatten().tolist()) == set(range(NUM_ACTIONS))
+
+
+@pytest.mark.parametrize("tokens", ["fused", "separate"])
+@pytest.mark.parametrize("protocol", ["standard", "reference"])
+@torch.no_grad()
+def test_every_state_is_that_of_the_full_forward_pass(tokens, protocol):
+    learner, context = tiny_learner(protocol, {"world_model.tokens": tokens}), make_batch(B, C, seed=2)
+    assert context.is_first[:, 1:].any()
+    model, agent, rollout = learner.world_model, learner.agent, rollout_of(learner, context)
+    latent_uniform, action_uniform = draws()
+    past = model.sample(model.encode(context.obs), latent_uniform[:C].transpose(0, 1))
+    action, is_first = context.action, context.is_first
+    for t in range(H + 1):
+        hidden = model.sequence(past, action, is_first if protocol == "standard" else None)
+        latent = model.sample(model.prior(hidden[:, -1]), latent_uniform[C + t])
+        close = {"rtol": 1e-10, "atol": 1e-10, "msg": lambda m, t=t: f"state {t}: {m}"}
+        torch.testing.assert_close(rollout.state[:, t, : S * K], latent, **close)
+        torch.testing.assert_close(rollout.state[:, t, S * K :], hidden[:, -1], **close)
+        if t == H:
+            break
+        log_policy = agent.log_policy(torch.cat([latent, hidden[:, -1]], -1))
+        chosen = agent.sample_action(log_policy, action_uniform[t])
+        assert torch.equal(rollout.action[:, t], chosen)
+        torch.testing.assert_close(rollout.log_prob[:, t], log_policy[torch.arange(B), chosen])
+        past, action = torch.cat([past, latent[:, None]], 1), torch.cat([action, chosen[:, None]], 1)
+        is_first = torch.cat([is_first, torch.zeros(B, 1, dtype=torch.bool)], 1)
+
+
+@torch.no_grad()
+def test_reward_and_continuation_of_an_action_are_judged_after_it():
+    learner = tiny_learner()
+    model, rollout = learner.world_model, rollout_of(learner, make_batch(B, C))
+    for t in range(H):
+        hidden = rollout.state[:, t + 1, S * K :]  # the step that took action t
+        torch.testing.assert_close(rollout.reward[:, t], model.two_hot.decode(model.reward(hidden)))
+        torch.testing.assert_close(rollout.cont[:, t], 1 - model.termination(hidden).squeeze(-1).sigmoid())
+
+
+def test_continuation_as_probability_or_threshold():
+    values, context = {"imagination.continuation": "probability"}, make_batch(B, C)
+    soft = rollout_of(tiny_learner(values=values), context).cont
+    hard = rollout_of(tiny_learner(values={"imagination.continuation": "threshold"}), context).cont
+    assert torch.equal(hard, (soft >= 0.5).to(soft.dtype))
+    assert set(hard.flatten().tolist()) == {0.0, 1.0}
+    assert ((soft > 0) & (soft < 1)).all()
+
+
+def test_the_same_seed_gives_the_same_rollout():
+    learner, context = tiny_learner(), make_batch(B, C)
+    first, _, again, other = rollout_of(learner, context), rollout_of(learner, make_batch(B, C, seed=5), 1), rollout_of(learner, context), rollout_of(learner, context, 8)
+    for f in dataclasses.fields(first):
+        assert torch.equal(getattr(first, f.name), getattr(again, f.name)), f.name
+    assert not torch.equal(first.action, other.action)
+    assert not torch.equal(first.state, other.state)
+
+
+def test_a_rollout_is_not_overwritten_by_the_next():
+    learner = tiny_learner()
+    first = rollout_of(learner, make_batch(B, C))
+    kept = {f.name: getattr(first, f.name).clone() for f in dataclasses.fields(first)}
+    rollout_of(learner, make_batch(B, C, seed=3), 9)
+    for name, value in kept.items():
+        assert torch.equal(getattr(first, name), value)
+
+
+@pytest.mark.parametrize(("flag", "ends"), [("terminated", True), ("is_last", True), ("life_lost", True), ("truncated", False), ("is_first", False)])
+def test_start_is_zero_where_the_context_ended_the_episode(flag, ends):
+    nothing = torch.zeros(B, C, dtype=torch.bool)
+    context = dataclasses.replace(make_batch(B, C, resets=False), life_lost=nothing)
+    marked = nothing.clone()
+    marked[:3, -1] = True
+    marked[3:, :-1] = True  # ends before the last row are over
+    start = rollout_of(tiny_learner(), dataclasses.replace(context, **{flag: marked})).start
+    assert start.tolist() == ([0.0] * 3 if ends else [1.0] * 3) + [1.0] * 3
+    assert rollout_of(tiny_learner(), context).start.tolist() == [1.0] * B
+
+
+def test_a_lost_life_starts_nothing_only_where_it_terminates():
+    context = make_batch(B, C, resets=False)
+    context.life_lost[:] = True
+    assert not rollout_of(tiny_learner(), context).start.any()
+    assert rollout_of(tiny_learner(values={"world_model.life_loss_terminates": False}), context).start.all()
+
+
+def test_what_lies_before_a_reset_in_the_context_is_not_seen():
+    learner, context = tiny_learner(), make_batch(B, C, resets=False)
+    context.is_first[:, 2] = True
+    altered = dataclasses.replace(context, obs=context.obs.clone(), action=(context.action + 1) % NUM_ACTIONS)
+    altered.obs[:, :2] = 255 - altered.obs[:, :2]
+    altered.action[:, 2:] = context.action[:, 2:]
+    before, after = rollout_of(learner, context), rollout_of(learner, altered)
+    torch.testing.assert_close(before.state, after.state, rtol=0, atol=1e-12)
+    context.is_first[:], altered.is_first[:] = False, False
+    before, after = rollout_of(learner, context), rollout_of(learner, altered)
+    assert (before.state - after.state).abs().max() > 1e-6
+
+
+def test_a_context_of_another_batch_size_is_refused():
+    learner = tiny_learner()
+    for wrong in (1, B + 1):
+        with pytest.raises(ValueError, match=r"\(|fit"):
+            learner.imagination(make_batch(wrong, C))
+    with pytest.raises(ValueError, match=r"\(|fit"):
+        learner.imagination(make_batch(B, C + 1))
+
+
+def test_the_cache_is_made_once():
+    learner = tiny_learner()
+    key = learner.imagination.cache.key.data_ptr()
+    for seed in range(2):
+        rollout_of(learner, make_batch(B, C, seed=seed), seed)
+    assert learner.imagination.cache.key.data_ptr() == key
+    assert learner.imagination.cache.filled == C + H
+
+
+def test_a_rollout_does_not_wait_for_the_device():
+    learner, context = tiny_learner(), make_batch(B, C)
+    with no_sync():
+        learner.imagination(context)
+
+
+def test_the_context_is_not_changed():
+    learner, context = tiny_learner(), make_batch(B, C)
+    kept = {f.name: getattr(context, f.name).clone() for f in dataclasses.fields(Batch)}
+    learner.imagination(context)
+    assert all(torch.equal(getattr(context, name), value) for name, value in kept.items())

@@ -1,0 +1,150 @@
+"""The loop: schedules, exact resume, signals. Real environments, tiny models."""
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from stormfast.checkpoint import load_checkpoint
+from stormfast.config import TrainConfig, override, preset_config, to_json
+from stormfast.errors import UserError
+from stormfast.train import crossed, due, train
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = {"world_model.channels": (2, 3, 4, 5), "world_model.width": 16, "imagination.batch_size": 4, "imagination.horizon": 3, "agent.width": 8}
+
+
+def small_config(run_dir: Path, **overrides: Any) -> TrainConfig:
+    values = SMALL | {"run_dir": str(run_dir), "device": "cpu", "logging.tensorboard": False, "acting.random_steps": 40}
+    return override(preset_config("tiny", "standard"), values | {name.replace("__", "."): value for name, value in overrides.items()})
+
+
+def run(config: TrainConfig) -> Path:
+    run_dir = Path(config.run_dir or "")
+    run_dir.mkdir(exist_ok=True)
+    (run_dir / "config.json").write_text(to_json(config))
+    assert train(config, run_dir) == 0
+    return run_dir
+
+
+def logged(run_dir: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("per_step", [0, 0.25, 0.3, 1, 2.5])
+def test_due_counts_the_same_over_any_partition(per_step: float) -> None:
+    start, cuts = 64, [0, 1, 7, 63, 64, 65, 66, 100, 103, 200]
+    pieces = sum(due(a, b, per_step, start) for a, b in itertools.pairwise(cuts))
+    assert pieces == due(0, 200, per_step, start) == int((200 - start) * per_step)
+    assert due(0, start, per_step, start) == 0
+
+
+def test_crossed_fires_once_an_interval_for_any_stride() -> None:
+    for stride in (1, 3, 4, 7):
+        steps = list(range(0, 1000, stride))
+        fired = [b for a, b in itertools.pairwise(steps) if crossed(a, b, 50)]
+        assert len(fired) == steps[-1] // 50
+
+
+@pytest.mark.parametrize(("game", "backend", "num_envs"), [("Catch", "auto", 1), ("Catch", "auto", 3), ("Pong", "ale", 1)])
+def test_resumed_run_is_bit_identical_to_an_uninterrupted_one(tmp_path: Path, game: str, backend: str, num_envs: int) -> None:
+    options = {"game": game, "env_backend": backend, "num_envs": num_envs, "logging__save_every": 60, "env__noop_max": 5}
+    whole = run(small_config(tmp_path / "whole", steps=120, **options))
+    torch.manual_seed(123)  # a resume must not lean on what this process drew before
+    halves = small_config(tmp_path / "halves", steps=60, **options)
+    run(halves)
+    run(replace(halves, steps=120, resume=True))
+    expected, got = load_checkpoint(whole, "cpu"), load_checkpoint(tmp_path / "halves", "cpu")
+    assert got.step == expected.step >= 120
+    assert got.meta == expected.meta
+    assert got.tensors.keys() == expected.tensors.keys()
+    assert any(name.startswith("env.") for name in got.tensors)
+    different = [name for name in expected.tensors if not torch.equal(got.tensors[name], expected.tensors[name])]
+    assert different == []
+
+
+def test_metrics_follow_the_intervals_and_are_not_doubled_by_a_resume(tmp_path: Path) -> None:
+    config = small_config(tmp_path / "run", game="Catch", steps=100, logging__every=25, logging__save_every=50)
+    run(config)
+    assert [line["step"] for line in logged(tmp_path / "run")] == [25, 50, 75, 100]
+    run(replace(config, steps=150, resume=True))
+    lines = logged(tmp_path / "run")
+    assert [line["step"] for line in lines] == [25, 50, 75, 100, 125, 150]
+    assert "world_model/total" in lines[-1] and "agent/total" in lines[-1]
+    seconds = [line["seconds"] for line in lines]
+    assert seconds == sorted(seconds)
+
+
+def test_finished_episodes_are_logged_with_their_return(tmp_path: Path) -> None:
+    run(small_config(tmp_path / "run", game="Catch", steps=150, logging__every=150))
+    (line,) = logged(tmp_path / "run")
+    assert line["episodes"] >= 3
+    assert -5 <= line["episode_return"] <= 5
+    assert line["episode_length"] == pytest.approx(35, abs=5)
+
+
+def test_several_environments_count_their_steps_together(tmp_path: Path) -> None:
+    run(small_config(tmp_path / "run", game="Breakout", num_envs=4, steps=80, env_backend="envpool", acting__random_steps=60))
+    checkpoint = load_checkpoint(tmp_path / "run", "cpu")
+    assert checkpoint.step == 80
+    assert not any(name.startswith("env.") for name in checkpoint.tensors)  # envpool has no state to save
+
+
+def test_envpool_run_resumes_with_new_episodes(tmp_path: Path) -> None:
+    config = small_config(tmp_path / "run", game="Breakout", num_envs=2, steps=60, env_backend="envpool", acting__random_steps=40)
+    run(config)
+    run(replace(config, steps=90, resume=True))
+    assert load_checkpoint(tmp_path / "run", "cpu").step == 90
+
+
+@pytest.mark.parametrize("protocol", ["standard", "reference"])
+@pytest.mark.parametrize(
+    "overrides", [{"world_model.tokens": "separate"}, {"agent.state": "hidden"}, {"agent.state": "latent", "agent.minibatches": 2}]
+)
+def test_every_variant_trains(tmp_path: Path, protocol: str, overrides: dict[str, Any]) -> None:
+    base = override(preset_config("tiny", protocol), SMALL | {"device": "cpu", "acting.random_steps": 40, "steps": 48, "logging.tensorboard": False})
+    run(override(base, {"game": "Breakout", "run_dir": str(tmp_path / "run")} | overrides))
+    assert load_checkpoint(tmp_path / "run", "cpu").step == 48
+
+
+def test_a_run_that_diverges_says_so_and_keeps_its_checkpoint(tmp_path: Path) -> None:
+    config = small_config(tmp_path / "run", game="Catch", steps=50, logging__save_every=50)
+    run(config)
+    with pytest.raises(UserError, match="diverged by step"):
+        train(override(replace(config, steps=100, resume=True), {"world_model.learning_rate": 1e30}), tmp_path / "run")
+    assert load_checkpoint(tmp_path / "run", "cpu").step == 50
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_leaves_with_one_line(tmp_path: Path, number: signal.Signals) -> None:
+    run_dir = tmp_path / "run"
+    flags = ["--game", "Catch", "--preset", "tiny", "--steps", "1000000", "--run-dir", str(run_dir), "--device", "cpu", "--logging.every", "20"]
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, "-m", "stormfast", "train", *flags], stderr=subprocess.PIPE, text=True, env=environment)
+    metrics = run_dir / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 5):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
+        time.sleep(0.1)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 128 + number
+    assert "Traceback" not in errors
+    assert errors.splitlines()[-1].startswith(f"stopped by {number.name} at step ")
+    step = load_checkpoint(run_dir, "cpu").step
+    assert step >= 100
+    resumed = subprocess.run(
+        [sys.executable, "-m", "stormfast", "train", "--run-dir", str(run_dir), "--resume", "--steps", str(step + 20)],
+        capture_output=True, text=True, env=environment, timeout=120,
+    )  # fmt: skip
+    assert resumed.returncode == 0, resumed.stderr
+    assert load_checkpoint(run_dir, "cpu").step == step + 20

@@ -1,0 +1,187 @@
+"""Every term of the world-model loss against loops over batch and time, and what each mask leaves out."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch.distributions import Categorical
+from torch.distributions import kl_divergence as torch_kl
+
+from stormfast.world_model.heads import NUM_BINS, TwoHot
+from stormfast.world_model.losses import Prediction, free_bits_mean, masked_mean, world_model_loss
+from tests.model_fixtures import make_batch, tiny_config
+
+B, T, S, K = 4, 6, 3, 5
+
+
+def make_prediction(seed=0):
+    g = torch.Generator().manual_seed(seed)
+
+    def draw(*shape, scale=1.0):
+        return (scale * torch.randn(B, T, *shape, generator=g)).requires_grad_()
+
+    return Prediction(
+        posterior=draw(S, K), prior=draw(S, K), reconstruction=draw(3, 64, 64), reward=draw(NUM_BINS), termination=draw(scale=2.0), hidden=draw(7)
+    )
+
+
+def config_of(**values):
+    return tiny_config(values={f"world_model.{name}": value for name, value in values.items()}).world_model
+
+
+def losses_of(prediction, batch, *, mark_resets=True, **values):
+    frames = torch.rand(B * T, 3, 64, 64, generator=torch.Generator().manual_seed(9))
+    return world_model_loss(prediction, frames, batch, TwoHot(), config_of(**values), mark_resets=mark_resets)
+
+
+def close(got, expected):
+    torch.testing.assert_close(got.detach(), torch.as_tensor(expected, dtype=got.dtype), rtol=1e-10, atol=1e-12)
+
+
+def naive_losses(prediction, batch, *, mark_resets, config):
+    """The terms by loops: lists of what counts, then their means."""
+    frames = torch.rand(B * T, 3, 64, 64, generator=torch.Generator().manual_seed(9))
+    terms = {name: [] for name in ("reconstruction", "reward", "termination", "kl")}
+    two_hot = TwoHot()  # tested by itself in test_heads.py
+    for b in range(B):
+        for t in range(T):
+            terms["reconstruction"].append(((prediction.reconstruction[b, t] - frames[b * T + t]) ** 2).sum().item())
+            if not (mark_resets and batch.is_last[b, t]):
+                terms["reward"].append(two_hot.loss(prediction.reward[b, t], batch.reward[b, t]).item())
+                end = batch.terminated[b, t] or (config.life_loss_terminates and batch.life_lost[b, t])
+                logit = prediction.termination[b, t].item()
+                terms["termination"].append(math.log1p(math.exp(-logit if end else logit)))
+            if t > 0 and not (mark_resets and batch.is_first[b, t]):
+                p, q = (
+                    Categorical(probs=(1 - config.unimix) * logits.softmax(-1) + config.unimix / K)
+                    for logits in (prediction.posterior[b, t], prediction.prior[b, t - 1])
+                )
+                terms["kl"].append(torch_kl(p, q).sum().item())
+    kl = sum(terms["kl"]) / len(terms["kl"])
+    free = max(config.free_bits, kl) if config.free_bits_per == "batch" else sum(max(config.free_bits, x) for x in terms["kl"]) / len(terms["kl"])
+    named = {name: sum(values) / len(values) for name, values in terms.items() if name != "kl"}
+    total = sum(named.values()) + (config.dynamics_scale + config.representation_scale) * free
+    return named | {"total": total, "dynamics": free, "dynamics_kl": kl, "representation": free, "representation_kl": kl}
+
+
+@pytest.mark.parametrize("mark_resets", [True, False])
+@pytest.mark.parametrize("free_bits_per", ["step", "batch"])
+@pytest.mark.parametrize("life_loss_terminates", [True, False])
+@pytest.mark.parametrize("free_bits", [1.6, 100.0])  # below the mean KL but above some steps', and above all
+def test_every_term_is_that_of_the_loops(mark_resets, free_bits_per, life_loss_terminates, free_bits):
+    prediction, batch = make_prediction(), make_batch(B, T, seed=5)
+    assert batch.is_last.any()
+    assert batch.is_first[:, 1:].any()
+    settings = {"free_bits_per": free_bits_per, "life_loss_terminates": life_loss_terminates, "free_bits": free_bits, "dynamics_scale": 0.7}
+    got = losses_of(prediction, batch, mark_resets=mark_resets, **settings)
+    expected = naive_losses(prediction, batch, mark_resets=mark_resets, config=config_of(**settings))
+    assert set(got) == set(expected)
+    for name, value in expected.items():
+        close(got[name], value)
+
+
+@pytest.mark.parametrize("mark_resets", [True, False])
+def test_a_last_observation_has_no_reward_or_continuation_target(mark_resets):
+    prediction, batch = make_prediction(), make_batch(B, T, seed=5)
+    before = losses_of(prediction, batch, mark_resets=mark_resets)
+    nonsense = {"reward": torch.where(batch.is_last, 1e4, batch.reward), "terminated": batch.terminated | batch.is_last}
+    after = losses_of(prediction, dataclasses.replace(batch, **nonsense), mark_resets=mark_resets)
+    for name in ("reward", "termination", "total"):
+        assert (after[name] == before[name]) == mark_resets
+    for name in ("reward", "termination"):
+        (gradient,) = torch.autograd.grad(before[name], getattr(prediction, name), retain_graph=True)
+        at_last = gradient.abs()[batch.is_last].max()
+        assert (at_last == 0) if mark_resets else (at_last > 0)
+
+
+def test_the_frame_of_a_last_observation_is_learned():
+    prediction, batch = make_prediction(), make_batch(B, T, seed=5)
+    (gradient,) = torch.autograd.grad(losses_of(prediction, batch)["total"], prediction.reconstruction)
+    assert gradient.abs().amax((2, 3, 4)).min() > 0
+
+
+@pytest.mark.parametrize("mark_resets", [True, False])
+def test_the_kl_across_a_reset_does_not_matter(mark_resets):
+    prediction, batch = make_prediction(), make_batch(B, T, seed=5)
+    losses = losses_of(prediction, batch, mark_resets=mark_resets, free_bits=0.0)
+    (gradient,) = torch.autograd.grad(losses["dynamics"], prediction.prior)
+    reached = gradient.abs().amax((2, 3)) > 0  # [B, T]
+    expected = ~batch.is_first[:, 1:] if mark_resets else torch.ones(B, T - 1, dtype=torch.bool)
+    assert torch.equal(reached[:, :-1], expected)
+    assert not reached[:, -1].any()  # what follows the window is not known
+
+
+def test_each_kl_moves_its_own_side():
+    prediction, batch = make_prediction(), make_batch(B, T)
+    losses = losses_of(prediction, batch, free_bits=0.0)
+    for name, moved, still in (("dynamics", "prior", "posterior"), ("representation", "posterior", "prior")):
+        gradients = torch.autograd.grad(losses[name], [getattr(prediction, moved), getattr(prediction, still)], allow_unused=True, retain_graph=True)
+        assert gradients[0].abs().max() > 0
+        assert gradients[1] is None
+
+
+def test_free_bits_cost_nothing_where_they_apply():
+    """Per step, a step below the limit has no gradient though the mean is above it; on the batch mean, all steps or none have one."""
+    batch, config = make_batch(B, T, resets=False), config_of(free_bits_per="step")
+    kl = torch.tensor([[0.2, 3.0], [0.9, 5.0]], requires_grad=True)
+    loss, mean = free_bits_mean(kl, None, config)
+    close(loss, (1 + 3 + 1 + 5) / 4)
+    close(mean, (0.2 + 3 + 0.9 + 5) / 4)
+    assert torch.autograd.grad(loss, kl)[0].tolist() == [[0, 0.25], [0, 0.25]]
+    loss, _ = free_bits_mean(kl, None, config_of(free_bits_per="batch"))
+    close(loss, 9.1 / 4)
+    assert torch.autograd.grad(loss, kl)[0].tolist() == [[0.25, 0.25], [0.25, 0.25]]
+    loss, _ = free_bits_mean(kl, None, config_of(free_bits_per="batch", free_bits=3.0))
+    close(loss, 3.0)
+    assert not torch.autograd.grad(loss, kl)[0].any()
+    keep = torch.tensor([[True, False], [True, True]])
+    close(free_bits_mean(kl, keep, config)[0], (1 + 1 + 5) / 3)
+    assert batch.is_first.sum() == 0
+
+
+def test_a_lost_life_ends_the_episode_or_does_not():
+    prediction, batch = make_prediction(), make_batch(B, T, resets=False)
+    without = dataclasses.replace(batch, life_lost=torch.zeros_like(batch.life_lost))
+    assert batch.life_lost.any()
+    for terminates in (True, False):
+        pair = [losses_of(prediction, x, life_loss_terminates=terminates)["termination"] for x in (batch, without)]
+        assert (pair[0] != pair[1]) == terminates
+
+
+def test_truncation_is_no_termination():
+    prediction, batch = make_prediction(), make_batch(B, T, resets=False)
+    cut = dataclasses.replace(batch, truncated=torch.ones_like(batch.truncated))
+    assert losses_of(prediction, cut)["total"] == losses_of(prediction, batch)["total"]
+
+
+def test_masked_mean():
+    x = torch.tensor([[1.0, 2.0, math.nan], [4.0, math.inf, 6.0]])
+    keep = torch.tensor([[True, False, False], [True, False, True]])
+    assert masked_mean(x, keep) == 11 / 3  # what is masked is not looked at
+    assert masked_mean(x, torch.zeros_like(keep)) == 0
+    assert masked_mean(torch.tensor([[1.0, 2.0]]), None) == 1.5
+    with pytest.raises(ValueError, match=r"\(2, 3\) and mask \(2, 1\)"):
+        masked_mean(x, keep[:, :1])
+
+
+def test_shapes_are_checked():
+    prediction, batch = make_prediction(), make_batch(B, T)
+    for name in ("reward", "termination", "prior"):
+        shorter = dataclasses.replace(prediction, **{name: getattr(prediction, name)[:, :-1]})
+        with pytest.raises(ValueError, match=r"got|must"):
+            losses_of(shorter, batch)
+    shorter = dataclasses.replace(prediction, reconstruction=prediction.reconstruction[:1, :1])
+    with pytest.raises(ValueError, match=r"reconstruction"):
+        losses_of(shorter, batch)
+
+
+def test_half_precision_predictions_give_float32_losses():
+    prediction = make_prediction()
+    half = Prediction(**{f.name: getattr(prediction, f.name).detach().to(torch.bfloat16) for f in dataclasses.fields(prediction)})
+    wide = Prediction(**{f.name: getattr(half, f.name).float() for f in dataclasses.fields(half)})
+    batch, frames, two_hot = make_batch(B, T), torch.rand(B * T, 3, 64, 64, dtype=torch.float32), TwoHot().float()
+    got, expected = (world_model_loss(p, frames, batch, two_hot, config_of(), mark_resets=True) for p in (half, wide))
+    for name, value in got.items():
+        assert value.dtype == torch.float32, name
+        torch.testing.assert_close(value, expected[name], rtol=1e-6, atol=1e-6)
