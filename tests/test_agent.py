@@ -89,6 +89,8 @@ def test_sample_action_at_the_ends():
     agent = build()
     ends = torch.tensor([0.0, 1 - 2**-53])
     assert agent.sample_action(torch.full((2, NUM_ACTIONS), 1 / NUM_ACTIONS).log(), ends).tolist() == [0, NUM_ACTIONS - 1]
+    impossible = torch.tensor([[0.0, 0.5, 0.5, 0.0]]).log().expand(3, -1)
+    assert agent.sample_action(impossible, torch.tensor([0.0, 0.5, 1 - 2**-53])).tolist() == [1, 2, 2]  # never one of probability 0
     short = torch.full((1, NUM_ACTIONS), 0.2499999)  # a cdf that rounding leaves below 1
     assert agent.sample_action(short.log(), ends[1:]).tolist() == [NUM_ACTIONS - 1]
 

@@ -6,8 +6,9 @@ The rules are envpool's: a reset plays 1..noop_max no-op frames, drawn by MT1993
 the last two are max-pooled, then resized by area; a game over within the skip ends it, and the observation is then made of
 those of the last two frames that were reached, or is the previous observation when neither was.
 
-Sticky actions are drawn here, not in the emulator: its own saved state leaves out which action it last executed, so that one
-restored state in four or so would go wrong under them. The draws are the emulator's: two a frame, of MT19937(seed).
+A saved game is the emulator just before this episode's reset, and the actions since; loading plays them again, without
+looking, at some 4,000 steps a second. The emulator's own saved state is not enough in mid-episode: it leaves out the last executed action, which a sticky
+action repeats, and the screen, parts of which a frame may leave as they were. A reset clears both.
 """
 
 import re
@@ -24,7 +25,14 @@ from stormfast.envs.sequential import Game, SequentialVectorEnv, check_arrays
 from stormfast.envs.vector import OBS_SHAPE
 
 _NOOP = ale_py.Action.NOOP
-_SAVED = {"crc": 1, "executed": 1, "noops": 625, "sticks": 625}  # int64 arrays of a state, and their lengths
+_SAVED: dict[str, tuple[type, tuple[int, ...]]] = {
+    "identity": (np.uint8, (-1,)),
+    "emulator": (np.uint8, (-1,)),
+    "crc": (np.int64, (1,)),
+    "noops": (np.int64, (625,)),
+    "actions": (np.uint8, (-1,)),
+    "ram": (np.uint8, (128,)),
+}
 
 
 class AtariGame(Game):
@@ -38,64 +46,62 @@ class AtariGame(Game):
 
     def __init__(self, game: str, config: EnvConfig, seed: int) -> None:
         self._ale = ale_py.ALEInterface()
-        self._ale.setFloat("repeat_action_probability", 0.0)
+        self._ale.setFloat("repeat_action_probability", float(config.sticky))
         self._ale.setInt("random_seed", seed)
         self._ale.loadROM(str(roms.get_rom_path(rom_name(game))))
         self._actions = self._ale.getMinimalActionSet()
         super().__init__(len(self._actions))
         self._config = config
         self._identity = f"ale-py {ale_py.__version__}, {game}"
-        self._noops, self._sticks = _mt19937(seed), _mt19937(seed)
-        self._sticky = float(np.float32(config.sticky))  # as envpool rounds it
-        self._executed = _NOOP  # in the last frame
-        # To go back to the state just after loading re-seeds as loading again would, in 50 us instead of 70 ms.
-        self._seeded = self._ale.cloneState(include_rng=True), self._noops.state, self._sticks.state
+        self._noops = _mt19937(seed)
+        self._seeded = self._snapshot()  # to restore it re-seeds as loading again would, in 50 us instead of 70 ms
+        self._before_reset = self._seeded
+        self._played = bytearray()  # actions of this episode
         self._frames = np.empty((2, *self._ale.getScreenDims(), 3), np.uint8)  # [2, H, W, 3]
         self._small = np.empty((*OBS_SHAPE[1:], 3), np.uint8)  # [64, 64, 3]
 
     def reset(self) -> None:
-        ale = self._ale
         if self._config.same_seed_resets:
-            emulator, self._noops.state, self._sticks.state = self._seeded
-            ale.restoreState(emulator)
-        self._reset_game()
-        for _ in range(1 + _draw(self._noops, self._config.noop_max)):
-            self._act(_NOOP)
-            if ale.game_over():
-                self._reset_game()
-        ale.getScreenRGB(self._frames[0])
+            self._restore(*self._seeded)
+        self._before_reset = self._snapshot()
+        self._start_episode()
+        self._ale.getScreenRGB(self._frames[0])
         self._observe(1)
-        self.elapsed, self.lives = 0, ale.lives()
+        self.elapsed, self.lives = 0, self._ale.lives()
         self.terminated = self.truncated = False
 
     def step(self, action: int) -> float:
+        reward, num_frames = self._play(action, watch=True)
+        if num_frames:
+            self._observe(num_frames)
+        self.elapsed, self.lives = self.elapsed + 1, self._ale.lives()
+        self.terminated, self.truncated = self._ale.game_over(), self.elapsed >= self._config.max_episode_steps
+        return float(reward)
+
+    def _start_episode(self) -> None:
+        self._played.clear()
+        self._ale.reset_game()
+        for _ in range(1 + _draw(self._noops, self._config.noop_max)):
+            self._ale.act(_NOOP)
+            if self._ale.game_over():
+                self._ale.reset_game()
+
+    def _play(self, action: int, *, watch: bool) -> tuple[int, int]:
+        """Plays frame_skip frames, or fewer until the game is over; with `watch`, the last two reach self._frames.
+
+        Returns: the score won, and how many frames were watched.
+        """
         ale, act = self._ale, self._actions[action]
         reward = num_frames = 0
         for left in range(self._config.frame_skip, 0, -1):
-            reward += self._act(act)
-            if left <= 2:
+            reward += ale.act(act)
+            if watch and left <= 2:
                 ale.getScreenRGB(self._frames[num_frames])
                 num_frames += 1
             if ale.game_over():
                 break
-        if num_frames:
-            self._observe(num_frames)
-        self.elapsed, self.lives = self.elapsed + 1, ale.lives()
-        self.terminated, self.truncated = ale.game_over(), self.elapsed >= self._config.max_episode_steps
-        return float(reward)
-
-    def _reset_game(self) -> None:
-        self._ale.reset_game()
-        self._executed = _NOOP
-
-    def _act(self, action: ale_py.Action) -> int:
-        """Plays one frame: of this action, or of the one before again if that sticks."""
-        if self._sticky:
-            draw, _ = self._sticks.random_raw(2).tolist()  # the second is for the other player
-            if draw / 2**32 < self._sticky:
-                action = self._executed
-        self._executed = action
-        return self._ale.act(action)
+        self._played.append(action)
+        return reward, num_frames
 
     def _observe(self, num_frames: int) -> None:
         """Makes the observation of the first one or two of self._frames."""
@@ -105,28 +111,39 @@ class AtariGame(Game):
         cv2.resize(frame, OBS_SHAPE[1:], dst=self._small, interpolation=cv2.INTER_AREA)
         self.obs = self._small.transpose(2, 0, 1).copy(order="C")  # [64, 64, 3] -> [3, 64, 64]
 
+    def _snapshot(self) -> tuple[ale_py.ALEState, np.ndarray]:
+        """The emulator with its random numbers, and the no-op stream: [624 + 1] int64, its words and position."""
+        words: Any = self._noops.state["state"]
+        return self._ale.cloneState(include_rng=True), np.append(words["key"].astype(np.int64), words["pos"])
+
+    def _restore(self, emulator: ale_py.ALEState, noops: np.ndarray) -> None:
+        self._ale.restoreState(emulator)
+        self._noops.state = {"bit_generator": "MT19937", "state": {"key": noops[:-1].astype(np.uint32), "pos": int(noops[-1])}}
+
     def save(self) -> dict[str, np.ndarray]:
-        emulator = self._ale.cloneState(include_rng=True).serialize()  # with its random numbers
-        return {
+        state = {
             "identity": _array(self._identity.encode()),
-            "emulator": _array(emulator),
-            "crc": np.array([zlib.crc32(emulator)], np.int64),
-            "executed": np.array([self._executed.value], np.int64),
-            "noops": _words(self._noops),
-            "sticks": _words(self._sticks),
+            "emulator": _array(self._before_reset[0].serialize()),
+            "noops": self._before_reset[1],
+            "actions": _array(self._played),
+            "ram": self._ale.getRAM(),
         }
+        return state | {"crc": np.array([_crc(state)], np.int64)}
 
     def load(self, state: dict[str, np.ndarray]) -> None:
-        check_arrays(state, {"identity": (np.uint8, (-1,)), "emulator": (np.uint8, (-1,))} | {name: (np.int64, (n,)) for name, n in _SAVED.items()})
-        identity, emulator = state["identity"].tobytes().decode(errors="replace"), state["emulator"].tobytes()
+        check_arrays(state, _SAVED)
+        identity = state["identity"].tobytes().decode(errors="replace")
         if identity != self._identity:
             raise ValueError(f"it must come from {self._identity}, got {identity}")
-        if zlib.crc32(emulator) != state["crc"][0]:  # ale-py reads damaged bytes without checking them
-            raise ValueError("the emulator's bytes must be those that were saved, but their checksum differs")
-        self._ale.restoreState(ale_py.ALEState(emulator))
-        self._executed = ale_py.Action(int(state["executed"][0]))
-        _set_words(self._noops, state["noops"])
-        _set_words(self._sticks, state["sticks"])
+        if _crc(state) != state["crc"][0]:  # ale-py and numpy read damaged bytes without checking them
+            raise ValueError("it must be what was saved, but its checksum differs")
+        self._restore(ale_py.ALEState(state["emulator"].tobytes()), state["noops"])
+        self._before_reset = self._snapshot()
+        self._start_episode()
+        for action in state["actions"].tolist():
+            self._play(action, watch=False)
+        if not np.array_equal(self._ale.getRAM(), state["ram"]):
+            raise ValueError("playing the episode again must end where it was saved, but the console's RAM differs; were the rules changed?")
 
     def close(self) -> None:
         del self._ale
@@ -145,8 +162,12 @@ def rom_name(game: str) -> str:
     return re.sub(r"(?<!^)(?=[A-Z])", "_", game).lower()
 
 
-def _array(data: bytes) -> np.ndarray:
-    return np.frombuffer(data, np.uint8).copy()
+def _array(data: bytes | bytearray) -> np.ndarray:
+    return np.frombuffer(bytes(data), np.uint8).copy()
+
+
+def _crc(state: dict[str, np.ndarray]) -> int:
+    return zlib.crc32(b"".join(state[name].tobytes() for name in ("emulator", "noops", "actions", "ram")))
 
 
 def _mt19937(seed: int) -> np.random.MT19937:
@@ -155,16 +176,6 @@ def _mt19937(seed: int) -> np.random.MT19937:
     bits = np.random.MT19937()
     bits.state = {"bit_generator": "MT19937", "state": legacy["state"]}
     return bits
-
-
-def _words(bits: np.random.MT19937) -> np.ndarray:
-    """[625] int64: the generator's 624 words and its position in them."""
-    state: Any = bits.state["state"]
-    return np.append(state["key"].astype(np.int64), state["pos"])
-
-
-def _set_words(bits: np.random.MT19937, words: np.ndarray) -> None:
-    bits.state = {"bit_generator": "MT19937", "state": {"key": words[:-1].astype(np.uint32), "pos": int(words[-1])}}
 
 
 def _draw(bits: np.random.MT19937, n: int) -> int:
