@@ -77,15 +77,15 @@ class Agent(nn.Module):
         ratio = 1.0 if config.minibatches == 1 else (log_prob - rollout.log_prob).exp().detach()
         weight = targets.weight
         policy = -(weight * ratio * log_prob * targets.advantage).mean()
-        entropy = -(weight * (log_policy.exp() * log_policy).sum(-1)).mean()
+        entropy = -(log_policy.exp() * log_policy).sum(-1)
         value_loss = (weight * self.two_hot.loss(value_logits[:, :-1], targets.returns)).mean()
         slow_loss = (weight * self.two_hot.loss(value_logits[:, :-1], targets.slow_returns)).mean()
         return {
-            "total": policy + value_loss + slow_loss - config.entropy * entropy,
+            "total": policy + value_loss + slow_loss - config.entropy * (weight * entropy).mean(),
             "policy": policy,
             "value": value_loss,
             "slow_value": slow_loss,
-            "entropy": entropy,
+            "entropy": entropy.mean(),
             "return_scale": targets.scale,
             "imagined_return": targets.returns.mean(),
             "imagined_reward": rollout.reward.mean(),

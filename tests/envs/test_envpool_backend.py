@@ -39,3 +39,14 @@ def test_life_lost_per_environment() -> None:
         over += step.terminated
     assert over.all()
     assert (lost // 5 == over).all()
+
+
+def test_fewer_lives_after_a_reset_are_none_lost() -> None:
+    """An episode can end with lives won on the way, more than the next one starts with."""
+    env = EnvpoolVectorEnv("Breakout", EnvConfig(max_episode_steps=3), num_envs=2, seed=0)
+    env.reset()
+    steps = [env.step(np.zeros(2, np.int64)) for _ in range(3)]
+    assert steps[2].truncated.all()
+    env._lives = env._lives + 4
+    step = env.step(np.zeros(2, np.int64))
+    assert step.is_first.all() and not step.life_lost.any()
