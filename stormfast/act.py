@@ -12,11 +12,15 @@ from stormfast.agent import Agent
 from stormfast.batch import EnvStep, Transition
 from stormfast.config import ActingConfig
 from stormfast.envs.vector import VectorEnv
+from stormfast.replay import to_device_packed
 from stormfast.world_model import WorldModel
 
 
 class Player:
-    """The policy with its memory: the last C latents and actions of each environment, on the device."""
+    """The policy with its memory: the last C latents and actions of each environment, on the device.
+
+    It computes in float32, outside autocast: one frame an environment is little work, and evaluation is then the same everywhere.
+    """
 
     def __init__(self, world_model: WorldModel, agent: Agent, config: ActingConfig, num_envs: int) -> None:
         self.world_model, self.agent, self.config, self.num_envs = world_model, agent, config, num_envs
@@ -36,18 +40,20 @@ class Player:
         Returns: [N] int64. Reading it is the one host sync of acting.
         """
         device = self.latent.device
+        skip = np.zeros(self.num_envs, np.bool_) if is_last is None else is_last
+        frames, first, skipped = to_device_packed([obs, is_first, skip], device)
         if self.config.reset_context:
-            self.length = self.length * ~torch.from_numpy(is_first).to(device)  # not in place: state() may be held elsewhere
+            self.length = self.length * ~first  # not in place: state() may be held elsewhere
         model, agent = self.world_model, self.agent
         uniform = torch.rand(2, self.num_envs, model.config.categoricals, device=device)
-        latent = model.sample(model.encode(torch.from_numpy(obs).to(device)), uniform[0])
+        latent = model.sample(model.encode(frames), uniform[0])
         hidden, has_past = self.hidden(), self.length > 0
         seen = latent if self.config.latent == "posterior" else model.sample(model.prior(hidden), uniform[1])
         log_policy = agent.log_policy(agent.state(seen, hidden))
         if self.config.latent == "prior":  # nothing predicted yet: the original acts at random there
             log_policy = torch.where(has_past[:, None], log_policy, -np.log(agent.num_actions))
         action = agent.sample_action(log_policy, torch.rand(self.num_envs, device=device))
-        self.remember(latent, action, None if is_last is None else torch.from_numpy(is_last).to(device))
+        self.remember(latent, action, skipped)
         return action.cpu().numpy()
 
     def hidden(self) -> Tensor:
@@ -56,7 +62,7 @@ class Player:
         last = (self.length - 1).clamp(min=0)[:, None, None].expand(-1, 1, hidden.shape[-1])
         return hidden.gather(1, last).squeeze(1) * (self.length > 0)[:, None]
 
-    def remember(self, latent: Tensor, action: Tensor, skip: Tensor | None) -> None:
+    def remember(self, latent: Tensor, action: Tensor, skip: Tensor) -> None:
         """Appends a step to each memory, dropping the oldest where it is full. latent [N, S*K], action [N], skip [N] bool."""
         full = self.length == self.config.context
         slot = self.length.clamp(max=self.config.context - 1)
@@ -65,11 +71,9 @@ class Player:
         actions = torch.where(full[:, None], self.action.roll(-1, 1), self.action)
         latents = torch.where(here[..., None], latent[:, None].to(latents.dtype), latents)
         actions = torch.where(here, action[:, None], actions)
-        length = slot + 1
-        if skip is not None:
-            latents = torch.where(skip[:, None, None], self.latent, latents)
-            actions, length = torch.where(skip[:, None], self.action, actions), torch.where(skip, self.length, length)
-        self.latent, self.action, self.length = latents, actions, length
+        self.latent = torch.where(skip[:, None, None], self.latent, latents)
+        self.action = torch.where(skip[:, None], self.action, actions)
+        self.length = torch.where(skip, self.length, slot + 1)
 
     def state(self) -> dict[str, Tensor]:
         return {"latent": self.latent, "action": self.action, "length": self.length}

@@ -78,8 +78,9 @@ class Agent(nn.Module):
         weight = targets.weight
         policy = -(weight * ratio * log_prob * targets.advantage).mean()
         entropy = -(log_policy.exp() * log_policy).sum(-1)
-        value_loss = (weight * self.two_hot.loss(value_logits[:, :-1], targets.returns)).mean()
-        slow_loss = (weight * self.two_hot.loss(value_logits[:, :-1], targets.slow_returns)).mean()
+        value_log_probs = upcast(value_logits[:, :-1]).log_softmax(-1)
+        value_loss = (weight * self.two_hot.cross_entropy(value_log_probs, targets.returns)).mean()
+        slow_loss = (weight * self.two_hot.cross_entropy(value_log_probs, targets.slow_returns)).mean()
         return {
             "total": policy + value_loss + slow_loss - config.entropy * (weight * entropy).mean(),
             "policy": policy,
@@ -100,7 +101,7 @@ class Agent(nn.Module):
         discount = config.gamma * rollout.cont
         returns = lambda_return(rollout.reward, discount, value, config.lam, config.bootstrap)
         slow_returns = lambda_return(rollout.reward, discount, slow_value, config.lam, config.bootstrap)
-        scale = self.return_scale.update(returns)
+        scale = self.return_scale.update(returns)  # over all imagined steps, reached or not, as upstream and DreamerV3 take it
         return Targets(
             value=value,
             slow_value=slow_value,

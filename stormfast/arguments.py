@@ -22,6 +22,7 @@ Config = TypeVar("Config")
 PLAIN = (
     (re.compile(r"Missing from .*: (\S+) (.*) \(required\)"), r"\1 is missing: \2"),
     (re.compile(r"Error parsing (\S+): invalid literal for int\(\) with base 10: (.*)"), r"\1 must be an integer, got \2"),
+    (re.compile(r"Error parsing (\S+): no type matching \{None\}\|INT could be instantiated from \[(.*)\]"), r"\1 must be an integer, got \2"),
     (re.compile(r"Error parsing (\S+): could not convert string to float: (.*)"), r"\1 must be a number, got \2"),
 )
 

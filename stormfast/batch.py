@@ -12,6 +12,8 @@ from dataclasses import dataclass, fields
 import numpy as np
 from torch import Tensor
 
+OBS_SHAPE = (3, 64, 64)  # uint8 RGB, of every game
+
 
 @dataclass(frozen=True)
 class EnvStep:
@@ -75,3 +77,12 @@ class Rollout:
     reward: Tensor  # [B, H] float32, game score of action t
     cont: Tensor  # [B, H] float32 in [0, 1], chance that the episode goes on after action t (no discount)
     start: Tensor  # [B] float32, 0 where the context ended an episode, so that nothing can follow it; else 1
+
+    def __post_init__(self) -> None:
+        batch, horizon = self.action.shape
+        for name in ("log_prob", "reward", "cont"):
+            if getattr(self, name).shape != (batch, horizon):
+                raise ValueError(f"rollout {name} must be [B, H] = {(batch, horizon)}, got {tuple(getattr(self, name).shape)}")
+        if self.state.shape[:2] != (batch, horizon + 1) or self.start.shape != (batch,):
+            state, start = tuple(self.state.shape), tuple(self.start.shape)
+            raise ValueError(f"rollout of actions {(batch, horizon)} must have state [B, H+1, F] and start [B], got {state} and {start}")

@@ -47,15 +47,17 @@ class Range:
 POSITIVE = Range(ge=1)
 SHARE = Range(ge=0, le=1)
 SEED = Range(ge=0, lt=2**31 - 1024)  # envpool takes int32, and environment k gets seed + k
-INT32 = Range(ge=1, le=2**31 - 1)  # what the emulators take
+NUM_ENVS = Range(ge=1, le=256)
 
 
 @dataclass(frozen=True)
 class EnvConfig:
-    frame_skip: Annotated[int, INT32, Doc("emulator frames an action lasts; the last two are max-pooled")] = 4
+    # C++ takes bad values in silence or dies of them: these bounds keep its ints from overflowing, and a reset from running for hours.
+    frame_skip: Annotated[int, Range(ge=1, le=1_000), Doc("emulator frames an action lasts; the last two are max-pooled")] = 4
     sticky: Annotated[float, Range(ge=0, lt=1), Doc("chance that an emulator frame repeats the last action")] = 0.0
-    noop_max: Annotated[int, INT32, Doc("a reset plays 1..noop_max no-op frames")] = 30
-    max_episode_steps: Annotated[int, INT32, Doc("agent steps before an episode is truncated")] = 27_000
+    noop_max: Annotated[int, Range(ge=0, le=100_000), Doc("a reset plays 1..noop_max no-op frames; 0 plays none (ale backend only)")] = 30
+    # envpool adds one
+    max_episode_steps: Annotated[int, Range(ge=1, le=2**31 - 2), Doc("agent steps before an episode is truncated")] = 27_000
     same_seed_resets: Annotated[bool, Doc("re-seed each reset with the same seed (ale backend only)")] = False
 
 
@@ -96,7 +98,8 @@ class WorldModelConfig:
 @dataclass(frozen=True)
 class ImaginationConfig:
     batch_size: Annotated[int, POSITIVE, Doc("replayed contexts a rollout batch starts from")] = 1024
-    context: Annotated[int, POSITIVE, Doc("replayed steps before imagination")] = 8
+    context: Annotated[int, Range(ge=2), Doc("replayed steps before imagination")] = 8
+    start: Annotated[Literal["posterior", "prior"], Doc("first state: the last context frame as when acting, or its predicted next")] = "posterior"
     horizon: Annotated[int, POSITIVE, Doc("imagined steps (H)")] = 16
     continuation: Annotated[Literal["probability", "threshold"], Doc("predicted continuation as probability, or 0/1")] = "probability"
 
@@ -150,7 +153,7 @@ class TrainConfig:
     protocol: Annotated[Protocol, Doc("rules: standard (recommended), or reference (what the original does)")] = "standard"
     seed: Annotated[int, SEED, Doc("seed of everything random")] = 0
     steps: Annotated[int, POSITIVE, Doc("environment steps to train for; one is env.frame-skip frames")] = 100_000
-    num_envs: Annotated[int, Range(ge=1, le=256), Doc("environments stepped together")] = 1
+    num_envs: Annotated[int, NUM_ENVS, Doc("environments stepped together")] = 1
     env_backend: Annotated[EnvBackend, Doc("auto takes ale for one environment and envpool for more")] = "auto"
     run_dir: Annotated[str | None, Doc("where the run is kept; default runs/GAME/DATE-TIME")] = None
     resume: Annotated[bool, Doc("go on from the checkpoint in --run-dir")] = False
@@ -171,8 +174,10 @@ class EvaluateConfig:
     """Settings of an evaluation; the rules of play come from the run."""
 
     run: Annotated[str, Doc("run directory, as `stormfast train` printed it")]
-    episodes: Annotated[int, POSITIVE, Doc("full episodes to play, shared out evenly over the environments")] = 100
-    num_envs: Annotated[int, Range(ge=1, le=256), Doc("environments stepped together; never more than episodes")] = 5
+    episodes: Annotated[
+        int | None, POSITIVE, Doc("full episodes to play; by default 100, or 20 where the run's evaluation.episodes_from is first_finished")
+    ] = None
+    num_envs: Annotated[int, NUM_ENVS, Doc("environments stepped together; never more than episodes")] = 5
     seed: Annotated[int, SEED, Doc("seed of environments and policy")] = 0
     device: Annotated[str, Doc("auto, cpu, cuda or cuda:N")] = "auto"
     video: Annotated[str | None, Doc("write the first episode to this .mp4")] = None
@@ -196,25 +201,26 @@ PRESETS: dict[str, dict[str, Any]] = {
         "replay.recency": 1.5,
     },
     "cpu": {
-        "steps": 20_000,
+        "steps": 15_000,
         "num_envs": 4,
         "world_model.channels": (16, 32, 64, 128),
         "world_model.categoricals": 16,
         "world_model.classes": 16,
         "world_model.width": 128,
         "world_model.heads": 4,
+        "world_model.dropout": 0.0,
         "world_model.batch_size": 8,
-        "world_model.batch_length": 32,
+        "world_model.batch_length": 16,
         "world_model.max_length": 32,
         "world_model.updates_per_step": 0.5,
-        "world_model.learning_rate": 3e-4,
+        "world_model.learning_rate": 6e-4,
         "imagination.batch_size": 128,
         "imagination.context": 4,
-        "imagination.horizon": 12,
+        "imagination.horizon": 10,
         "agent.width": 256,
         "agent.updates_per_step": 0.5,
-        "agent.learning_rate": 2e-4,
-        "agent.entropy": 1e-3,
+        "agent.learning_rate": 3e-4,
+        "agent.entropy": 3e-3,
         "agent.unimix": 0.01,
         "replay.recency": 1.5,
         "logging.every": 250,
@@ -246,12 +252,13 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
     "standard": {},  # the recommended rules are the defaults
     "reference": {
         "env.sticky": 0.25,
-        "env.noop_max": 1,
+        "env.noop_max": 0,
         "env.same_seed_resets": True,
         "env_backend": "ale",
         "replay.mark_resets": False,
         "world_model.free_bits_per": "batch",
         "world_model.head_init": "default",
+        "imagination.start": "prior",
         "imagination.continuation": "threshold",
         "agent.bootstrap": "current",
         "agent.weight_by_continuation": False,
@@ -313,6 +320,7 @@ def validate(config: TrainConfig) -> None:
     for holds, message in _rules(config):
         if not holds:
             raise UserError(message)
+    _validate_backend(config)
 
 
 def _rules(config: TrainConfig) -> list[tuple[bool, str]]:
@@ -321,6 +329,7 @@ def _rules(config: TrainConfig) -> list[tuple[bool, str]]:
     longest = f"must be <= world_model.max_length ({model.max_length})"
     rollout = imagination.context + imagination.horizon
     window = max(model.batch_length, imagination.context)
+    smallest = min(model.batch_size, imagination.batch_size)
     each = f"one window of {window} steps in each of {config.num_envs} environments"
     return [
         (model.width % model.heads == 0, f"world_model.width must be a multiple of world_model.heads ({model.heads}), got {model.width}"),
@@ -342,10 +351,32 @@ def _rules(config: TrainConfig) -> list[tuple[bool, str]]:
             f"got {replay.demonstration} and {replay.demonstration_share}",
         ),
         (
-            not (config.env.same_seed_resets and config.env_backend == "envpool"),
-            "env.same_seed_resets needs --env-backend ale, because envpool cannot re-seed; got envpool",
+            replay.demonstration_share == 0 or round(replay.demonstration_share * smallest) >= 1,
+            f"replay.demonstration_share must give one window or more of each batch, of world_model.batch_size ({model.batch_size}) "
+            f"and of imagination.batch_size ({imagination.batch_size}), got {replay.demonstration_share}; give {1 / smallest:.2g} or more",
         ),
     ]
+
+
+def validate_env(env: EnvConfig, *, num_envs: int, backend: str, seed: int) -> None:
+    """Raises UserError for what no emulator may be given, whoever makes the environment."""
+    config = TrainConfig(env=env, num_envs=num_envs, env_backend=backend, seed=seed)  # type: ignore[arg-type]
+    _validate_fields(config, "")
+    _validate_backend(config)
+
+
+def _validate_backend(config: TrainConfig) -> None:
+    if config.env_backend == "envpool" and (reason := envpool_lacks(config.env)):
+        raise UserError(f"env_backend must be ale or auto, because {reason}; got envpool")
+
+
+def envpool_lacks(env: EnvConfig) -> str:
+    """Why these rules need the ale backend, or nothing."""
+    if env.same_seed_resets:
+        return "envpool cannot re-seed, as env.same_seed_resets asks"
+    if env.noop_max == 0:
+        return "envpool cannot start an episode without a no-op frame, as env.noop_max 0 asks"
+    return ""
 
 
 def validate_evaluation(config: EvaluateConfig) -> None:
@@ -369,7 +400,7 @@ def _validate_fields(config: Any, prefix: str) -> None:
             raise UserError(f"{name} must be {_kind_name(kind)}, got {value!r}")
         for bounds in (note for note in notes if isinstance(note, Range)):
             numbers = value if isinstance(value, tuple) else (value,)
-            if not all(number in bounds for number in numbers):
+            if value is not None and not all(number in bounds for number in numbers):
                 raise UserError(f"{name} must be {bounds}, got {value!r}")
 
 

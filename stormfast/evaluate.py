@@ -26,9 +26,11 @@ from stormfast.games import SCORES, human_normalised
 from stormfast.learner import build_models
 from stormfast.progress import Progress
 from stormfast.run_dir import load_config, write_whole
+from stormfast.state import without_prefix
 from stormfast.video import check_video_path, write_mp4
 
 RESAMPLES = 10_000
+EPISODES = {"each_env": 100, "first_finished": 20}  # unless told otherwise; the original scores 20, of 5 parallel games
 
 
 class Policy(Protocol):
@@ -165,6 +167,7 @@ def print_table(result: dict[str, Any], console: Console) -> None:
 def evaluate(config: EvaluateConfig) -> int:
     """Plays and scores the episodes that config asks for; prints a table, and writes the result beside the run.
 
+    Without config.episodes it plays as many as the run's evaluation.episodes_from goes with (EPISODES).
     The result is RUN/evaluation-STEP.json, STEP being the checkpoint's, or RUN/evaluation-random.json; evaluating the same
     checkpoint again replaces it.
     Raises: UserError for a run, checkpoint, device or video file that cannot be used.
@@ -189,25 +192,27 @@ def evaluate(config: EvaluateConfig) -> int:
 
 def _play(config: EvaluateConfig, run: TrainConfig, device: torch.device) -> tuple[dict[str, Any], Recorder]:
     """Plays the episodes. Returns the result, and the recorder of environment 0's first episode."""
-    # Any seed but those of training, whatever seed was asked for: the agent is not to be scored on games it has played.
-    seed = int(np.random.SeedSequence((config.seed, run.seed)).generate_state(1)[0]) % (2**31 - 1024)
-    num_envs = min(config.num_envs, config.episodes)
+    # Other seeds than training's, which come from (run.seed, step): the agent is not to be scored on games it has played.
+    seed = int(np.random.SeedSequence((config.seed, run.seed, 1)).generate_state(1)[0]) % (2**31 - 1024)
+    rules = run.evaluation
+    num_episodes = EPISODES[rules.episodes_from] if config.episodes is None else config.episodes
+    num_envs = min(config.num_envs, num_episodes)
     env = make_env(run.game, run.env, num_envs=num_envs, backend=run.env_backend, seed=seed)
     try:
         policy, step = _policy(config, run, env, device, seed)
         recorder = Recorder(policy)
-        with Progress(config.episodes, 0, f"evaluate {run.game}", unit="episodes") as progress:
-            rules = run.evaluation
+        with Progress(num_episodes, 0, f"evaluate {run.game}", unit="episodes") as progress:
             episodes = play_episodes(
                 env,
                 recorder if config.video else policy,
-                config.episodes,
+                num_episodes,
                 rule=rules.episodes_from,
                 count_last_reward=rules.count_last_reward,
                 on_finish=lambda done: progress.update(len(done), {"episode_return": float(np.mean([e.game_return for e in done]))}),
             )
     finally:
         env.close()
+    resolved = {"episodes": num_episodes, "num_envs": num_envs, "device": str(device), "env_seed": seed, "env_backend": env.backend}
     result = {
         "game": run.game,
         "protocol": run.protocol,
@@ -217,8 +222,8 @@ def _play(config: EvaluateConfig, run: TrainConfig, device: torch.device) -> tup
         "episode_returns": [e.game_return for e in episodes],
         "episode_lengths": [e.length for e in episodes],
         "episode_truncated": [e.truncated for e in episodes],
-        "settings": dataclasses.asdict(config) | {"num_envs": num_envs, "device": str(device), "env_seed": seed, "env_backend": env.backend},
-        "rules": dataclasses.asdict(run.evaluation) | dataclasses.asdict(run.env),
+        "settings": dataclasses.asdict(config) | resolved,
+        "rules": dataclasses.asdict(rules) | dataclasses.asdict(run.env),
     }
     return result, recorder
 
@@ -230,11 +235,10 @@ def _policy(config: EvaluateConfig, run: TrainConfig, env: VectorEnv, device: to
     checkpoint = load_checkpoint(Path(config.run), device, replay=False)
     torch.manual_seed(seed)
     world_model, agent = build_models(run, env.num_actions, device)
-    for prefix, module in (("world_model.", world_model), ("agent.", agent)):
-        weights = {name.removeprefix(prefix): tensor for name, tensor in checkpoint.tensors.items() if name.startswith(prefix)}
+    for name, module in (("world_model", world_model), ("agent", agent)):
         try:
-            module.load_state_dict(weights)
+            module.load_state_dict(without_prefix(name, checkpoint.tensors))
         except RuntimeError as error:
             reason = str(error).splitlines()[1].strip()
-            raise UserError(f"The checkpoint of {config.run} must fit its config.json, but {prefix}: {reason}") from None
+            raise UserError(f"The checkpoint of {config.run} must fit its config.json, but {name}: {reason}") from None
     return Player(world_model, agent, run.acting, env.num_envs), checkpoint.step

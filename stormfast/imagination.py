@@ -29,8 +29,7 @@ class Imagination:
         uniform = torch.rand(self.config.context + horizon + 1, batch, model.config.categoricals, device=device)  # every latent's draw, in one launch
         action_uniform = torch.rand(horizon, batch, device=device)
         latent = model.sample(model.encode(context.obs), uniform[: self.config.context].transpose(0, 1))
-        hidden = model.sequence.prefill(latent, context.action, context.is_first if model.mark_resets else None, cache)
-        latent = model.sample(model.prior(hidden), uniform[self.config.context])
+        latent, hidden = self.begin(context, latent, uniform[self.config.context])
         states, actions, log_probs, hiddens = [agent.state(latent, hidden)], [], [], []
         for t in range(horizon):
             log_policy = agent.log_policy(states[-1])
@@ -51,6 +50,25 @@ class Imagination:
             start=self.start(context),
         )
 
+    def begin(self, context: Batch, latent: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+        """First latent [B, S*K] and hidden state [B, D] of each rollout; fills the cache with what lies before.
+
+        "posterior" is what the player sees at the last context frame: that frame's latent and the hidden state of its past, zeros
+        where it begins an episode; the action taken there is forgotten. "prior" goes one step further, into the predicted successor.
+
+        Args: latent: [B, C, S*K] of the context frames. uniform: [B, S].
+        """
+        model, cache = self.world_model, self.cache
+        is_first = context.is_first if model.mark_resets else None
+        if self.config.start == "prior":
+            hidden = model.sequence.prefill(latent, context.action, is_first, cache)
+            return model.sample(model.prior(hidden), uniform), hidden
+        hidden = model.sequence.prefill(latent[:, :-1], context.action[:, :-1], None if is_first is None else is_first[:, :-1], cache)
+        if is_first is not None:
+            hidden = hidden * ~is_first[:, -1:]
+            cache.begin_anew(is_first[:, -1])
+        return latent[:, -1], hidden
+
     def judge(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Reward and chance to go on of imagined steps: hidden [B, H, D] -> two of [B, H]."""
         model = self.world_model
@@ -59,8 +77,10 @@ class Imagination:
         return model.two_hot.decode(model.reward(hidden)), cont
 
     def start(self, context: Batch) -> Tensor:
-        """0 where the context's last row ended the episode, so that there is nothing to imagine; else 1. [B] float."""
-        last = context.terminated[:, -1] | context.is_last[:, -1]
-        if self.world_model.config.life_loss_terminates:
-            last = last | context.life_lost[:, -1]
+        """0 where nothing follows the first state: it is the last of its episode, or lies beyond it; else 1. [B] float."""
+        last = context.is_last[:, -1]
+        if self.config.start == "prior":
+            last = last | context.terminated[:, -1]
+            if self.world_model.config.life_loss_terminates:
+                last = last | context.life_lost[:, -1]
         return (~last).to(torch.get_default_dtype())

@@ -49,14 +49,18 @@ class Learner:
         return detached("world_model", losses | {"grad_norm": norm})
 
     def update_agent(self, context: Batch) -> dict[str, Tensor]:
-        """Imagines from replayed contexts [B, C] and takes agent.minibatches optimiser steps. Returns the last step's terms."""
+        """Imagines from replayed contexts [B, C] and takes agent.minibatches optimiser steps. Returns the mean of their terms."""
         with self.autocast():
             rollout = self.imagination(context)
-        for part in minibatches(rollout, self.config.agent.minibatches):
-            with self.autocast():
-                losses = self.agent.loss(part)
-            norm = self.descend("agent", losses["total"], self.config.agent.clip_norm)
-            self.agent.update_slow_critic()
+        steps = [self.update_agent_on(part) for part in minibatches(rollout, self.config.agent.minibatches)]
+        return {name: torch.stack([step[name] for step in steps]).mean() for name in steps[0]}
+
+    def update_agent_on(self, rollout: Rollout) -> dict[str, Tensor]:
+        """One optimiser step of actor and critic, and the slow critic's step after it."""
+        with self.autocast():
+            losses = self.agent.loss(rollout)
+        norm = self.descend("agent", losses["total"], self.config.agent.clip_norm)
+        self.agent.update_slow_critic()
         return detached("agent", losses | {"grad_norm": norm})
 
     def descend(self, name: str, loss: Tensor, clip_norm: float) -> Tensor:
@@ -69,10 +73,9 @@ class Learner:
 
 
 def minibatches(rollout: Rollout, count: int) -> Iterator[Rollout]:
-    """The rollout cut into `count` equal parts along the batch."""
-    parts = {f.name: getattr(rollout, f.name).chunk(count) for f in fields(rollout)}
+    """The rollout dealt into `count` equal parts: contexts lie in replay's order, demonstrations last, and each part gets its share."""
     for i in range(count):
-        yield Rollout(**{name: part[i] for name, part in parts.items()})
+        yield Rollout(**{f.name: getattr(rollout, f.name)[i::count] for f in fields(rollout)})
 
 
 def detached(prefix: str, values: dict[str, Tensor]) -> dict[str, Tensor]:

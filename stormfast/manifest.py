@@ -101,7 +101,10 @@ def read_manifest(directory: Path) -> Manifest:
             raise UserError(f"{path} has format {version!r}, but this stormfast reads format {FORMAT}; use the stormfast version that wrote it")
         return _from_document(document)
     except FileNotFoundError:
-        raise UserError(f"No checkpoint in {directory.parent}: expected {path}; it is saved every logging.save_every steps and at the end") from None
+        raise UserError(
+            f"No checkpoint in {directory.parent}: expected {path}, saved every logging.save_every steps and at the end; a run killed before its "
+            "first save cannot go on: start a new run with another --run-dir, or delete this one"
+        ) from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}; make it readable") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:  # also JSON and Unicode errors

@@ -1,12 +1,19 @@
 """Replay: what was lived through, on the learner's device, sampled as contiguous windows.
 
-N streams   R rows a stream   B windows   T rows a window
+N streams   R rows a stream   B windows   T rows a window   W bytes a row
 
 Each stream is a ring of R rows. Its rows are numbered 0, 1, 2, ... as they are written; row number v lies in slot v % R
 and never changes until row v + R takes its place. The host knows these numbers; a mirror of them is on the device, so that
-drawing windows reads nothing back. All rings lie in one flat store, the demonstration behind them: one gather a field.
+drawing windows reads nothing back. All rings lie in one flat store, the demonstration behind them.
+
+A row is W = 12,304 bytes, its fields side by side: obs 12,288 | reward 4 | action 1 | flags 5 | unused 6. So a batch is one
+gather, its fields views of what came, and an append is one scatter. W is a multiple of 16: rows stay aligned for 16-byte
+loads, and the reward for float32. Against a gather for each of eight fields, on one CPU core (torch 2.13, AMD EPYC, medians):
+sample [16, 64] 0.76 ms, was 0.85; [1024, 8] 43.0 ms, was 43.3, nearly all of it new memory; append of 4 rows 0.11 ms, was 0.13.
+One gather of frames and one of the rest takes as long as one of both, and so does the frames' way to channels-last after either.
 """
 
+import math
 import uuid
 from dataclasses import fields
 
@@ -14,19 +21,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stormfast.batch import Batch, Transition
+from stormfast.batch import OBS_SHAPE, Batch, Transition
 from stormfast.demonstration import Demonstration
 
-FRAME = (3, 64, 64)
 FLAGS = ("terminated", "truncated", "life_lost", "is_first", "is_last")
 # field: (dtype in the store, dtype in a Transition, shape of one row)
 ROW: dict[str, tuple[torch.dtype, type[np.generic], tuple[int, ...]]] = {
-    "obs": (torch.uint8, np.uint8, FRAME),
+    "obs": (torch.uint8, np.uint8, OBS_SHAPE),
     "action": (torch.uint8, np.int64, ()),
     "reward": (torch.float32, np.float32, ()),
     **dict.fromkeys(FLAGS, (torch.bool, np.bool_, ())),
 }
-ROW_BYTES = sum(dtype.itemsize * int(np.prod(shape)) for dtype, _, shape in ROW.values())  # 12,298: 100k rows are 1.23 GB
+FRAME_BYTES = math.prod(OBS_SHAPE)
+ROW_BYTES = FRAME_BYTES + 16  # W: 100k rows are 1.23 GB
 
 
 class Replay:
@@ -71,10 +78,10 @@ class Replay:
         self._num_demonstration = 0 if demonstration is None else len(demonstration)
         total = num_streams * self.rows_per_stream + self._num_demonstration
         # empty, not zeros: on CPU the pages are committed as rows arrive, and no window ever reaches an unwritten row
-        self._store = {name: torch.empty((total, *shape), dtype=dtype, device=self.device) for name, (dtype, _, shape) in ROW.items()}
+        self._store = torch.empty(total, ROW_BYTES, dtype=torch.uint8, device=self.device)
         self._written = np.zeros(num_streams, np.int64)  # [N] rows ever written
-        self._oldest = torch.zeros(num_streams, dtype=torch.int64, device=self.device)  # [N] slot of the oldest row
-        self._length = torch.zeros(num_streams, dtype=torch.int64, device=self.device)  # [N] rows stored
+        self._rings = torch.zeros(2, num_streams, dtype=torch.int64, device=self.device)
+        self._oldest, self._length = self._rings.unbind()  # [N] slot of the oldest row, [N] rows stored
         if demonstration is not None:
             self._store_demonstration(demonstration)
 
@@ -86,7 +93,7 @@ class Replay:
     @property
     def nbytes(self) -> int:
         """Bytes of the store, with the demonstration."""
-        return sum(field.nbytes for field in self._store.values())
+        return self._store.nbytes
 
     @property
     def written(self) -> np.ndarray:
@@ -105,7 +112,7 @@ class Replay:
     # --- writing -------------------------------------------------------------------------------------------------
 
     def append(self, transition: Transition) -> None:
-        """Writes one row to each stream (fewer where last observations are dropped). One copy to the device, no sync.
+        """Writes one row to each stream (fewer where last observations are dropped). One copy to the device, one scatter, no sync.
 
         Raises: ValueError for a field of another dtype or shape, or an action above 255.
         """
@@ -115,35 +122,25 @@ class Replay:
             return
         slots = kept * self.rows_per_stream + self._written[kept] % self.rows_per_stream
         self._written[kept] += 1
-        rows = {name: getattr(transition, name)[kept] for name in ROW}
-        rows["action"] = rows["action"].astype(np.uint8)
-        # the widest dtypes first, so that each part is aligned
-        parts = [slots, *self._mirror(), rows.pop("reward"), *rows.values()]
-        on_device = to_device_packed(parts, self.device)
-        slot_index, oldest, length, reward, *rest = on_device
-        self._oldest.copy_(oldest)
-        self._length.copy_(length)
-        for name, value in {"reward": reward, **dict(zip(rows, rest, strict=True))}.items():
-            self._store[name].index_copy_(0, slot_index, value)
+        rows = torch.zeros(len(kept), ROW_BYTES, dtype=torch.uint8)
+        for name, field in fields_of(rows).items():
+            field.copy_(torch.from_numpy(getattr(transition, name)[kept]))
+        slot_index, rings, packed = to_device_packed([slots, self._mirror(), rows.numpy()], self.device)
+        self._rings.copy_(rings)
+        self._store.index_copy_(0, slot_index, packed)
 
-    def _mirror(self) -> tuple[np.ndarray, np.ndarray]:
+    def _mirror(self) -> np.ndarray:
+        """[2, N] int64, what the device knows of the rings: slot of the oldest row, rows stored."""
         lengths = self.lengths
-        return (self._written - lengths) % self.rows_per_stream, lengths
+        return np.stack([(self._written - lengths) % self.rows_per_stream, lengths])
 
     def _store_demonstration(self, demonstration: Demonstration) -> None:
-        for name, field in self._store.items():
-            rows = field[self.capacity :]
-            value = getattr(demonstration, name, None)
-            if value is None:  # a demonstration has no truncations, lives or last observations
-                rows.zero_()
-            else:
-                rows.copy_(torch.from_numpy(value))
+        rows = self._store[self.capacity :].zero_()  # a demonstration has no truncations, lives or last observations
+        for name, field in fields_of(rows).items():
+            if hasattr(demonstration, name):
+                field.copy_(torch.from_numpy(getattr(demonstration, name)))
 
     # --- sampling ------------------------------------------------------------------------------------------------
-
-    def can_sample(self, length: int) -> bool:
-        """Whether some stream holds a window of this length, and so does the demonstration where one is used. Asks the host only."""
-        return int(self.lengths.max()) >= length and (self.demonstration_share == 0 or self._num_demonstration >= length)
 
     def sample(self, batch_size: int, length: int, generator: torch.Generator) -> Batch:
         """Windows of `length` rows, each from one stream and never across its write head. No host sync.
@@ -171,22 +168,22 @@ class Replay:
         return torch.cat([own, start[:, None] + torch.arange(length, device=self.device)])
 
     def gather(self, index: Tensor) -> Batch:
-        """The rows that draw() chose: [B, T] int64 -> Batch of [B, T]. One gather a field."""
-        flat = index.reshape(-1)
-        rows = {name: field.index_select(0, flat).view(*index.shape, *field.shape[1:]) for name, field in self._store.items()}
-        rows["action"] = rows["action"].long()
-        return Batch(**rows)
+        """The rows that draw() chose: [B, T] int64 -> Batch of [B, T], one gather. All but the action are views of the same rows."""
+        rows = self._store.index_select(0, index.reshape(-1)).view(*index.shape, ROW_BYTES)
+        batch = fields_of(rows)
+        batch["action"] = batch["action"].long()
+        return Batch(**batch)
 
     # --- saving and restoring ------------------------------------------------------------------------------------
 
     def read_rows(self, first: np.ndarray, last: np.ndarray) -> dict[str, Tensor]:
-        """Rows number first[n] .. last[n] - 1 of each stream n, one stream after the other, on the CPU. Syncs.
+        """Rows number first[n] .. last[n] - 1 of each stream n, one stream after the other, by field, on the CPU. Syncs.
 
         Raises: ValueError for rows that are not stored.
         """
         self._check_stored(first, last)
         slots = torch.from_numpy(self._slots(first, last)).to(self.device)
-        return {name: field.index_select(0, slots).cpu() for name, field in self._store.items()}
+        return {name: field.index_select(0, slots).cpu() for name, field in fields_of(self._store).items()}
 
     def write_rows(self, first: np.ndarray, last: np.ndarray, rows: dict[str, Tensor]) -> None:
         """Puts what read_rows gave back in its place. The stream's length does not change: see restore_written.
@@ -194,11 +191,12 @@ class Replay:
         Raises: ValueError where the rows do not fit.
         """
         slots = torch.from_numpy(self._slots(first, last)).to(self.device)
-        for name, (dtype, _, shape) in ROW.items():
+        for name, field in fields_of(self._store).items():
+            dtype, _, shape = ROW[name]
             if name not in rows or rows[name].dtype != dtype or tuple(rows[name].shape) != (len(slots), *shape):
                 got = f"{rows[name].dtype} {tuple(rows[name].shape)}" if name in rows else "nothing"
                 raise ValueError(f"replay rows must have {name} as {dtype} {(len(slots), *shape)}, got {got}")
-            self._store[name].index_copy_(0, slots, rows[name].to(self.device))
+            field.index_copy_(0, slots, rows[name].to(self.device))
 
     def restore_written(self, written: np.ndarray, id: str) -> None:
         """Makes this the replay of that id, with written[n] rows ever written to stream n; write_rows brought them."""
@@ -206,9 +204,7 @@ class Replay:
             raise ValueError(f"written must be [{self.num_streams}] and not negative, got {written}")
         self._written = written.astype(np.int64)
         self.id = id
-        oldest, length = self._mirror()
-        self._oldest.copy_(torch.from_numpy(oldest))
-        self._length.copy_(torch.from_numpy(length))
+        self._rings.copy_(torch.from_numpy(self._mirror()))
 
     def _check_stored(self, first: np.ndarray, last: np.ndarray) -> None:
         if (first < self._written - self.lengths).any() or (last > self._written).any() or (first > last).any():
@@ -217,6 +213,17 @@ class Replay:
     def _slots(self, first: np.ndarray, last: np.ndarray) -> np.ndarray:
         ranges = [n * self.rows_per_stream + np.arange(a, b) % self.rows_per_stream for n, (a, b) in enumerate(zip(first, last, strict=True))]
         return np.concatenate(ranges)
+
+
+def fields_of(rows: Tensor) -> dict[str, Tensor]:
+    """Views of the fields in packed rows: [..., W] uint8 -> each [..., *shape] in its dtype of ROW. Writing to one writes the row."""
+    flags = {name: rows[..., FRAME_BYTES + 5 + i].view(torch.bool) for i, name in enumerate(FLAGS)}
+    return {
+        "obs": rows[..., :FRAME_BYTES].unflatten(-1, OBS_SHAPE),
+        "action": rows[..., FRAME_BYTES + 4],
+        "reward": rows.view(torch.float32)[..., FRAME_BYTES // 4],
+        **flags,
+    }
 
 
 def draw_windows(uniform: Tensor, oldest: Tensor, stored: Tensor, ring: int, length: int, recency: float) -> Tensor:

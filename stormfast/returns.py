@@ -39,9 +39,10 @@ def lambda_return(reward: Tensor, cont: Tensor, value: Tensor, lam: float, boots
     return torch.stack(returns[::-1], 1)
 
 
-def percentile(x: Tensor, share: float) -> Tensor:
-    """The int(share * n)-th smallest of the n values of x, counted from 1, as upstream takes it. 0-d."""
-    return x.flatten().kthvalue(max(1, int(share * x.numel()))).values
+def percentiles(x: Tensor, *shares: float) -> list[Tensor]:
+    """For each share, the int(share * n)-th smallest of the n values of x, counted from 1, as upstream takes it. 0-d each; one sort."""
+    ascending = x.flatten().sort().values
+    return [ascending[max(1, int(share * x.numel())) - 1] for share in shares]
 
 
 class ReturnScale(nn.Module):
@@ -62,6 +63,7 @@ class ReturnScale(nn.Module):
     @torch.no_grad()
     def update(self, returns: Tensor) -> Tensor:
         """Takes one step of both averages with returns [B, H]; returns the scale S >= 0, 0-d."""
-        self.low.lerp_(percentile(returns, 0.05), 1 - self.decay)
-        self.high.lerp_(percentile(returns, 0.95), 1 - self.decay)
+        low, high = percentiles(returns, 0.05, 0.95)
+        self.low.lerp_(low, 1 - self.decay)
+        self.high.lerp_(high, 1 - self.decay)
         return self.high - self.low

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from stormfast.act import Collector, Player
 from stormfast.batch import EnvStep
-from stormfast.checkpoint import load_checkpoint, save_checkpoint
+from stormfast.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from stormfast.config import TrainConfig
 from stormfast.demonstration import load_demonstration
 from stormfast.device import resolve_device, resolve_precision
@@ -24,7 +24,7 @@ from stormfast.errors import UserError
 from stormfast.learner import Learner
 from stormfast.metrics import Metrics, MetricsLog
 from stormfast.replay import Replay
-from stormfast.state import flatten_optimizer, restore_optimizer, restore_rng, rng_state
+from stormfast.state import flatten_optimizer, restore_optimizer, restore_rng, rng_state, with_prefix, without_prefix
 from stormfast_kernels import backend
 
 
@@ -41,10 +41,13 @@ class Run:
     log: MetricsLog
     generator: torch.Generator  # the device's default: replay and every draw of the models take from it
     step: int = 0  # environment steps taken
-    logged_at: int = 0  # step of the last metrics
     saved_at: int = 0  # step of the last checkpoint
+    logged_at: int = -1  # step of the last metrics
 
-    def close(self) -> None:
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self.log.close()
         self.collector.env.close()
 
@@ -56,33 +59,37 @@ class Run:
 
 
 def build(config: TrainConfig, run_dir: Path) -> Run:
-    """A run at step 0, or, with config.resume, at its last checkpoint."""
+    """A run at step 0, or, with config.resume, at its last checkpoint. Raises: UserError for what cannot be had or does not fit."""
     device = resolve_device(config.device)
     check_kernels(device)
-    seed_everything(config.seed, device)
+    torch.manual_seed(config.seed)  # CPU and every CUDA device
     saved = load_checkpoint(run_dir, device) if config.resume else None
-    env_seed = config.seed if saved is None else restart_seed(config.seed, saved.step)
-    env = make_env(config.game, config.env, num_envs=config.num_envs, backend=config.env_backend, seed=env_seed)
-    demonstration = load_demonstration(config.replay.demonstration, env.num_actions, longest_window(config)) if config.replay.demonstration else None
-    replay = Replay(
-        config.replay.capacity,
-        config.num_envs,
-        device,
-        recency=config.replay.recency,
-        keep_last_obs=config.replay.mark_resets,
-        demonstration=demonstration,
-        demonstration_share=config.replay.demonstration_share,
-    )
+    env = make_env(config.game, config.env, num_envs=config.num_envs, backend=config.env_backend, seed=env_seed(config.seed, saved))
+    replay = make_replay(config, env.num_actions, device)
     learner = Learner(config, env.num_actions, device, resolve_precision(config.precision, device))
     player = Player(learner.world_model, learner.agent, config.acting, config.num_envs)
     collector = Collector(env, player, np.random.default_rng(config.seed), count_last_reward=config.evaluation.count_last_reward)
-    log = MetricsLog(run_dir, config.logging.tensorboard, None if saved is None else saved.step)
-    run = Run(config, run_dir, collector, replay, learner, Metrics(device), log, default_generator(device))
     if saved is not None:
-        restore(run, saved.tensors, saved.meta)
+        restore(learner, collector, saved)
         saved.restore_replay(replay)
-        run.step = run.logged_at = run.saved_at = saved.step
-    return run
+    step = 0 if saved is None else saved.step
+    log = MetricsLog(run_dir, config.logging.tensorboard, None if saved is None else step)  # last: it drops what came after the checkpoint
+    return Run(config, run_dir, collector, replay, learner, Metrics(device), log, default_generator(device), step=step, saved_at=step)
+
+
+def make_replay(config: TrainConfig, num_actions: int, device: torch.device) -> Replay:
+    """An empty replay, with the demonstration where one is given."""
+    settings = config.replay
+    longest = max(config.world_model.batch_length, config.imagination.context)
+    return Replay(
+        settings.capacity,
+        config.num_envs,
+        device,
+        recency=settings.recency,
+        keep_last_obs=settings.mark_resets,
+        demonstration=load_demonstration(settings.demonstration, num_actions, longest) if settings.demonstration else None,
+        demonstration_share=settings.demonstration_share,
+    )
 
 
 def check_kernels(device: torch.device) -> None:
@@ -93,18 +100,13 @@ def check_kernels(device: torch.device) -> None:
         raise UserError(str(error)) from None
 
 
-def longest_window(config: TrainConfig) -> int:
-    """Steps of the longest window that replay is asked for."""
-    return max(config.world_model.batch_length, config.imagination.context)
+def env_seed(seed: int, saved: Checkpoint | None) -> int:
+    """Seed of environment 0; environment k gets this + k, so neighbouring run seeds must lie far apart.
 
-
-def seed_everything(seed: int, device: torch.device) -> None:
-    torch.manual_seed(seed)  # CPU and every CUDA device
-
-
-def restart_seed(seed: int, step: int) -> int:
-    """Seed of environments that start anew in the middle of a run: another game than the one at step 0."""
-    return int(np.random.SeedSequence([seed, step]).generate_state(1)[0] % (2**31 - 1024))
+    Environments that a checkpoint could not save start other games than those at step 0.
+    """
+    restart_step = 0 if saved is None or without_prefix("env", saved.tensors) else saved.step
+    return int(np.random.SeedSequence([seed, restart_step]).generate_state(1)[0] % (2**31 - 1024))
 
 
 def default_generator(device: torch.device) -> torch.Generator:
@@ -135,9 +137,9 @@ def snapshot(run: Run) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, meta
 
 
-def restore(run: Run, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+def restore(learner: Learner, collector: Collector, saved: Checkpoint) -> None:
     """Puts back what snapshot gave. Raises: UserError when the checkpoint is of another model."""
-    learner, collector = run.learner, run.collector
+    tensors, meta = saved.tensors, saved.meta
     try:
         learner.world_model.load_state_dict(without_prefix("world_model", tensors))
         learner.agent.load_state_dict(without_prefix("agent", tensors))
@@ -157,15 +159,7 @@ def restore(run: Run, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
             collector.game_return, collector.length = episode["return"].cpu().numpy(), episode["length"].cpu().numpy()
     except (RuntimeError, KeyError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"The checkpoint in {run.run_dir} does not fit this version or this game ({reason}); start a new run.") from None
-
-
-def with_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
-
-
-def without_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix + "."): tensor for name, tensor in tensors.items() if name.startswith(prefix + ".")}
+        raise UserError(f"The checkpoint in {saved.directory} does not fit this version or this game ({reason}); start a new run.") from None
 
 
 def from_numpy(arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:

@@ -1,7 +1,17 @@
-"""Optimiser and random-generator state as named tensors, for a checkpoint: exact, and never pickled."""
+"""State as named tensors, for a checkpoint: names under a prefix, optimisers, random generators. Exact, and never pickled."""
 
 import torch
 from torch import Tensor
+
+
+def with_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """NAME -> tensor as `prefix.NAME` -> the same tensor."""
+    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
+
+
+def without_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What with_prefix gave, from among other names: those that do not start with `prefix.` are left out."""
+    return {name.removeprefix(prefix + "."): tensor for name, tensor in tensors.items() if name.startswith(prefix + ".")}
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:

@@ -3,10 +3,13 @@
 stormfast train --game Pong
 """
 
+import os
 import signal
 import sys
 from pathlib import Path
 from types import FrameType
+
+import nvtx
 
 from stormfast.config import TrainConfig
 from stormfast.errors import UserError
@@ -17,19 +20,13 @@ from stormfast_kernels import report
 
 def train(config: TrainConfig, run_dir: Path) -> int:
     """Trains until config.steps, saving as it goes. Returns the exit status: 0, or 128 + the signal that stopped it."""
-    run = build(config, run_dir)
-    print(describe(run), file=sys.stderr)
-    with StopSignal() as stop, Progress(config.steps, run.step, config.game) as progress:
-        try:
+    with StopSignal() as stop, build(config, run_dir) as run:
+        print(describe(run), file=sys.stderr)
+        with Progress(config.steps, run.step, config.game) as progress:
             while run.step < config.steps and not stop.caught:
-                values = advance(run)
-                progress.update(run.step, values)
-            if run.step != run.logged_at:
-                write_metrics(run)
+                progress.update(run.step, advance(run))
             if run.step != run.saved_at:
-                run.save()
-        finally:
-            run.close()
+                progress.update(run.step, save(run))
     stopped = f"stopped by {stop.name} at" if stop.caught else "finished at"
     advice = f"go on with `stormfast train --run-dir {run_dir} --resume`" if stop.caught else f"score it with `stormfast evaluate {run_dir}`"
     print(f"{stopped} step {run.step}, saved in {run_dir}; {advice}", file=sys.stderr)
@@ -52,18 +49,27 @@ def advance(run: Run) -> dict[str, float] | None:
     """One step of every environment and the updates that are then due. Returns metrics when they were written."""
     config, learner, replay = run.config, run.learner, run.replay
     before = run.step
-    transition = run.collector.step(at_random=before < config.acting.random_steps)
-    replay.append(transition)
+    with nvtx.annotate("act"):
+        transition = run.collector.step(at_random=before < config.acting.random_steps)
+        replay.append(transition)
     run.step += transition.num_steps
     for _ in range(due(before, run.step, config.world_model.updates_per_step, config.acting.random_steps)):
-        batch = replay.sample(config.world_model.batch_size, config.world_model.batch_length, run.generator)
-        run.metrics.add(learner.update_world_model(batch))
+        with nvtx.annotate("world_model"):
+            batch = replay.sample(config.world_model.batch_size, config.world_model.batch_length, run.generator)
+            run.metrics.add(learner.update_world_model(batch))
     for _ in range(due(before, run.step, config.agent.updates_per_step, config.acting.random_steps)):
-        context = replay.sample(config.imagination.batch_size, config.imagination.context, run.generator)
-        run.metrics.add(learner.update_agent(context))
-    values = write_metrics(run) if crossed(before, run.step, config.logging.every) else None
+        with nvtx.annotate("agent"):
+            context = replay.sample(config.imagination.batch_size, config.imagination.context, run.generator)
+            run.metrics.add(learner.update_agent(context))
     if crossed(before, run.step, config.logging.save_every):
-        run.save()
+        return save(run)
+    return write_metrics(run) if crossed(before, run.step, config.logging.every) else None
+
+
+def save(run: Run) -> dict[str, float] | None:
+    """Saves the run, having read its metrics first: what diverged never replaces a checkpoint, and a resume loses none."""
+    values = None if run.step == run.logged_at else write_metrics(run)
+    run.save()
     return values
 
 
@@ -74,7 +80,8 @@ def write_metrics(run: Run) -> dict[str, float]:
     try:
         values = run.metrics.flush(run.step)
     except FloatingPointError as error:
-        raise UserError(f"{error}; the last checkpoint in {run.run_dir} is intact, resume it with other settings in a new run") from None
+        kept = f"the checkpoint of step {run.saved_at} in {run.run_dir} is intact" if run.saved_at else "nothing was saved yet"
+        raise UserError(f"{error}; {kept}. Start a new run with a smaller learning rate, or another seed.") from None
     run.log.write(run.step, values)
     run.logged_at = run.step
     return values
@@ -113,3 +120,4 @@ class StopSignal:
             self.__exit__()
             raise KeyboardInterrupt
         self.caught = number
+        os.write(sys.stderr.fileno(), b"\nstopping after this step; once more to stop at once, unsaved\n")  # print is not safe in a handler

@@ -8,7 +8,7 @@ import torch
 
 from stormfast.agent import Agent, reach_probability
 from stormfast.batch import Rollout
-from stormfast.returns import lambda_return, percentile
+from stormfast.returns import lambda_return, percentiles
 from tests.model_fixtures import NUM_ACTIONS, double_precision, no_sync, randomize, tiny_config
 
 B, H = 5, 6
@@ -105,8 +105,9 @@ def naive_losses(agent, rollout):
     discount = config.gamma * rollout.cont
     returns, slow_returns = (lambda_return(rollout.reward, discount, v, config.lam, config.bootstrap) for v in (value, slow))
     decay = config.percentile_decay
-    scale = (1 - decay) * (percentile(returns, 0.95) - percentile(returns, 0.05))
-    sums = dict.fromkeys(("policy", "value", "slow_value", "entropy"), 0.0)
+    low, high = percentiles(returns, 0.05, 0.95)
+    scale = (1 - decay) * (high - low)
+    sums = dict.fromkeys(("policy", "value", "slow_value", "entropy", "bonus"), 0.0)
     count = rollout.reward.numel()
     for b in range(rollout.reward.shape[0]):
         weight = rollout.start[b].item() if config.weight_by_continuation else 1.0
@@ -116,11 +117,14 @@ def naive_losses(agent, rollout):
             ratio = 1.0 if config.minibatches == 1 else math.exp(log_policy[action].item() - rollout.log_prob[b, t].item())
             logits = agent.critic(rollout.state[b, t])
             sums["policy"] += -weight * ratio * advantage * log_policy[action] / count
-            sums["entropy"] += -weight * sum(p.exp() * p for p in log_policy) / count
+            entropy = -sum(p.exp() * p for p in log_policy) / count
+            sums["entropy"] += entropy
+            sums["bonus"] += config.entropy * weight * entropy
             sums["value"] += weight * two_hot.loss(logits, returns[b, t]) / count
             sums["slow_value"] += weight * two_hot.loss(logits, slow_returns[b, t]) / count
             weight *= rollout.cont[b, t].item() if config.weight_by_continuation else 1.0
-    return sums | {"total": sums["policy"] + sums["value"] + sums["slow_value"] - config.entropy * sums["entropy"], "return_scale": scale}
+    total = sums["policy"] + sums["value"] + sums["slow_value"] - sums.pop("bonus")
+    return sums | {"total": total, "return_scale": scale}
 
 
 @pytest.mark.parametrize(
@@ -256,7 +260,7 @@ def test_a_bandit_is_solved(minibatches):
 
 
 def test_entropy_bonus_flattens_the_policy():
-    agent = build(entropy=1.0)
+    agent = build(entropy=1.0, weight_by_continuation=False)
     rollout = make_rollout(agent)
     losses = agent.loss(rollout)
     assert 0 < losses["entropy"] < math.log(NUM_ACTIONS)
@@ -304,10 +308,12 @@ def test_the_running_percentiles_are_saved_with_the_agent():
 def test_shapes_that_would_broadcast_are_refused():
     agent = build()
     rollout = make_rollout(agent)
-    with pytest.raises(ValueError, match="must fit"):
-        agent.loss(dataclasses.replace(rollout, cont=rollout.cont[:, :1]))
-    with pytest.raises(ValueError, match="must fit"):
-        agent.loss(dataclasses.replace(rollout, state=rollout.state[:, :-1], action=rollout.action[:, :-1]))
+    with pytest.raises(ValueError, match=r"cont must be \[B, H\] = \(\d+, \d+\), got"):
+        dataclasses.replace(rollout, cont=rollout.cont[:, :1])
+    with pytest.raises(ValueError, match=r"log_prob must be \[B, H\]"):
+        dataclasses.replace(rollout, state=rollout.state[:, :-1], action=rollout.action[:, :-1])
+    with pytest.raises(ValueError, match=r"must have state \[B, H\+1, F\] and start \[B\]"):
+        dataclasses.replace(rollout, state=rollout.state[:, :-1])
 
 
 def test_a_loss_does_not_wait_for_the_device():

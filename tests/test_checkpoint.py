@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from stormfast import checkpoint
 from stormfast.batch import Transition
@@ -37,7 +38,7 @@ def append(replay, num_rows, rng):
 def contents(replay):
     """All that is in a replay, and what it would sample next."""
     rows = replay.read_rows(replay.written - replay.lengths, replay.written)
-    drawn = replay.sample(20, 2, torch.Generator().manual_seed(0)).obs.sum() if replay.can_sample(2) else torch.zeros(())
+    drawn = replay.sample(20, 2, torch.Generator().manual_seed(0)).obs.sum() if replay.lengths.max() >= 2 else torch.zeros(())
     return {**rows, "written": torch.from_numpy(replay.written), "drawn": drawn}
 
 
@@ -206,6 +207,17 @@ def test_streams_of_unlike_pace_do_not_fill_the_disk(tmp_path, rng):
         assert same(contents(restored(tmp_path, replay)), contents(replay))
     assert max(held) <= 2 * replay.capacity * ROW_BYTES + 10_000
     assert max(held) > 1.5 * replay.capacity * ROW_BYTES, "the test must reach the limit"
+
+
+def test_replay_files_hold_the_fields_by_name(tmp_path, rng):
+    """The layout of a row in memory stays out of the files: they outlive it."""
+    replay = Replay(10, 2, CPU)
+    append(replay, 3, rng)
+    save_checkpoint(tmp_path, 1, tensors(), {}, replay)
+    saved = load_file(tmp_path / "checkpoint" / "replay-0-6.safetensors")
+    flags = dict.fromkeys(("terminated", "truncated", "life_lost", "is_first", "is_last"), (torch.bool, (6,)))
+    expected = {"obs": (torch.uint8, (6, 3, 64, 64)), "action": (torch.uint8, (6,)), "reward": (torch.float32, (6,)), **flags}
+    assert {name: (value.dtype, tuple(value.shape)) for name, value in saved.items()} == expected
 
 
 def test_a_large_save_is_cut_into_pieces(tmp_path, rng, monkeypatch):
@@ -438,7 +450,8 @@ def told(run_dir, *parts, **options):
 
 
 def test_a_missing_checkpoint_is_told(tmp_path):
-    told(tmp_path, "No checkpoint in", str(tmp_path / "checkpoint" / "checkpoint.json"))
+    advice = "start a new run with another --run-dir, or delete this one"
+    told(tmp_path, "No checkpoint in", str(tmp_path / "checkpoint" / "checkpoint.json"), advice)
     told(tmp_path / "nowhere", "No checkpoint in")
 
 

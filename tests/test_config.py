@@ -77,8 +77,9 @@ def test_storm_has_the_sizes_of_the_paper() -> None:
         ({"steps": "7"}, "steps must be int, got '7'"),
         ({"seed": 2**31}, "seed must be >= 0 and < 2147482624, got 2147483648"),
         ({"num_envs": 0}, "num_envs must be >= 1 and <= 256, got 0"),
-        ({"env.noop_max": 0}, "env.noop_max must be >= 1 and <= 2147483647, got 0"),
-        ({"env.frame_skip": 2**31}, "env.frame_skip must be >= 1 and <= 2147483647, got 2147483648"),
+        ({"env.noop_max": -1}, "env.noop_max must be >= 0 and <= 100000, got -1"),
+        ({"env.frame_skip": 5000}, "env.frame_skip must be >= 1 and <= 1000, got 5000"),
+        ({"env.max_episode_steps": 2**31 - 1}, "env.max_episode_steps must be >= 1 and <= 2147483646, got 2147483647"),
         ({"env.sticky": 1.0}, "env.sticky must be >= 0 and < 1, got 1.0"),
         ({"preset": "big"}, "preset must be one of auto, storm, fast, cpu, tiny, got 'big'"),
         ({"world_model.channels": (4, 8)}, "world_model.channels must be tuple[int, int, int, int], got (4, 8)"),
@@ -92,11 +93,32 @@ def test_storm_has_the_sizes_of_the_paper() -> None:
         ({"replay.capacity": 63}, "replay.capacity must hold one window of 64 steps in each of 1 environments, got 63"),
         ({"num_envs": 17}, "acting.random_steps must fill one window of 64 steps in each of 17 environments, got 1024"),
         ({"replay.demonstration": "d.npz"}, "replay.demonstration and replay.demonstration_share must be given together, got d.npz and 0.0"),
-        ({"env.same_seed_resets": True, "env_backend": "envpool"}, "env.same_seed_resets needs --env-backend ale"),
+        (
+            {"env.same_seed_resets": True, "env_backend": "envpool"},
+            "env_backend must be ale or auto, because envpool cannot re-seed, as env.same_seed_resets asks; got envpool",
+        ),
+        (
+            {"env.noop_max": 0, "env_backend": "envpool"},
+            "env_backend must be ale or auto, because envpool cannot start an episode without a no-op frame, as env.noop_max 0 asks; got envpool",
+        ),
     ],
 )
 def test_bad_settings_are_told_in_one_line(settings: dict[str, object], expected: str) -> None:
     assert refused(settings).startswith(expected)
+
+
+@pytest.mark.parametrize("backend", ["auto", "ale"])
+def test_no_noops_need_no_envpool(backend: str) -> None:
+    c.validate(c.override(c.TrainConfig(), {"env.noop_max": 0, "env_backend": backend, "num_envs": 4}))
+
+
+def test_the_reference_protocol_starts_without_noops() -> None:
+    assert c.preset_config("storm", "reference").env == c.EnvConfig(sticky=0.25, noop_max=0, same_seed_resets=True)
+
+
+def test_the_limits_of_an_environment_are_allowed() -> None:
+    limits = c.EnvConfig(frame_skip=1000, noop_max=100_000, max_episode_steps=2**31 - 2, sticky=0.999)
+    c.validate_env(limits, num_envs=256, backend="envpool", seed=2**31 - 1025)
 
 
 def test_huge_integers_do_not_overflow() -> None:

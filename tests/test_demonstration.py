@@ -5,6 +5,7 @@ import zipfile
 import numpy as np
 import pytest
 
+from stormfast.config import override, preset_config, validate
 from stormfast.demonstration import load_demonstration
 from stormfast.errors import UserError
 
@@ -159,3 +160,27 @@ def test_too_short_for_a_window(tmp_path):
     assert len(load_demonstration(path, num_actions=6, min_length=STEPS)) == STEPS
     with pytest.raises(UserError, match="at least 8 steps, one window, got 7"):
         load_demonstration(path, num_actions=6, min_length=STEPS + 1)
+
+
+# --- its share of a batch ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("share", "windows", "contexts", "holds"), [
+    (0.05, 8, 128, False),  # 0.4 of a window: none
+    (0.05, 128, 8, False),
+    (0.0625, 8, 128, False),  # half a window rounds to none
+    (0.07, 8, 128, True),
+    (0.125, 8, 8, True),
+    (0.05, 16, 1024, True),
+    (1.0, 1, 1, True),
+])  # fmt: skip
+def test_a_share_that_gives_no_window_of_a_batch_is_told(share, windows, contexts, holds):
+    values = {"demonstration": "play.npz", "demonstration_share": share}
+    sizes = {"world_model.batch_size": windows, "imagination.batch_size": contexts}
+    config = override(preset_config("cpu", "standard"), sizes | {f"replay.{name}": value for name, value in values.items()})
+    assert holds == (min(round(share * windows), round(share * contexts)) >= 1)  # as replay counts
+    if holds:
+        validate(config)
+        return
+    with pytest.raises(UserError, match=r"demonstration_share must give one window or more of each batch, .* got 0\.0.*; give 0\.1\d or more$"):
+        validate(config)

@@ -16,6 +16,7 @@ from stormfast.errors import UserError
 from stormfast.evaluate import RandomPolicy, Recorder, evaluate, play_episodes, summarise
 from stormfast.learner import build_models
 from stormfast.replay import Replay
+from stormfast.run import env_seed
 from stormfast.run_dir import create
 
 
@@ -210,8 +211,17 @@ def test_the_same_command_gives_the_same_result(run):
 def test_environments_are_not_those_of_training(run):
     evaluate(EvaluateConfig(run=str(run), episodes=1, seed=0, device="cpu", policy="random"))
     settings = json.loads((run / "evaluation-random.json").read_text())["settings"]
-    assert abs(settings["env_seed"] - 0) > 1024  # the run trained with seeds 0 and 1
+    assert abs(settings["env_seed"] - env_seed(0, None)) > 1024  # the run trained with that seed and the next
     assert settings["num_envs"] == 1  # never more than episodes
+
+
+@pytest.mark.parametrize(("rule", "episodes"), [("each_env", 100), ("first_finished", 20)])
+def test_how_many_episodes_unless_told(tmp_path, rule, episodes):
+    run = make_run(tmp_path / "R", checkpoint=False, **{"evaluation.episodes_from": rule})
+    evaluate(EvaluateConfig(run=str(run), device="cpu", policy="random"))
+    result = json.loads((run / "evaluation-random.json").read_text())
+    assert len(result["episode_returns"]) == result["settings"]["episodes"] == episodes
+    assert result["settings"]["num_envs"] == 5
 
 
 def test_the_random_policy_needs_no_checkpoint(tmp_path, capsys):
@@ -230,7 +240,7 @@ def test_a_checkpoint_that_does_not_fit_its_config_is_told_in_one_line(tmp_path)
     config = json.loads((run / "config.json").read_text())
     config["agent"]["width"] = 48
     (run / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="agent") as error:
+    with pytest.raises(UserError, match=r"must fit its config\.json, but agent: ") as error:
         evaluate(EvaluateConfig(run=str(run), episodes=1, device="cpu"))
     assert "\n" not in str(error.value)
 

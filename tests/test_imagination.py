@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from stormfast.act import Player
 from stormfast.batch import Batch
 from tests.model_fixtures import NUM_ACTIONS, double_precision, make_batch, no_sync, tiny_learner
 
@@ -43,23 +44,31 @@ def test_shapes_and_no_gradient(state, features):
 
 @pytest.mark.parametrize("tokens", ["fused", "separate"])
 @pytest.mark.parametrize("protocol", ["standard", "reference"])
+@pytest.mark.parametrize("start", ["posterior", "prior"])
 @torch.no_grad()
-def test_every_state_is_that_of_the_full_forward_pass(tokens, protocol):
-    learner, context = tiny_learner(protocol, {"world_model.tokens": tokens}), make_batch(B, C, seed=2)
-    assert context.is_first[:, 1:].any()
+def test_every_state_is_that_of_the_full_forward_pass(tokens, protocol, start):
+    """By growing the sequence of latents and actions one step at a time and running all of it anew."""
+    learner, context = tiny_learner(protocol, {"world_model.tokens": tokens, "imagination.start": start}), make_batch(B, C, seed=2)
+    context.is_first[0, -1] = True
+    assert context.is_first[1:, 1:].any()
     model, agent, rollout = learner.world_model, learner.agent, rollout_of(learner, context)
-    latent_uniform, action_uniform = draws()
+    marked, (latent_uniform, action_uniform) = protocol == "standard", draws()
     past = model.sample(model.encode(context.obs), latent_uniform[:C].transpose(0, 1))
     action, is_first = context.action, context.is_first
+    if start == "posterior":  # the last frame is where the agent stands, its action is still to be chosen
+        latent, past, action = past[:, -1], past[:, :-1], action[:, :-1]
     for t in range(H + 1):
-        hidden = model.sequence(past, action, is_first if protocol == "standard" else None)
-        latent = model.sample(model.prior(hidden[:, -1]), latent_uniform[C + t])
+        hidden = model.sequence(past, action, is_first[:, : action.shape[1]] if marked else None)[:, -1]
+        if t == 0 and start == "posterior":
+            hidden = torch.where(is_first[:, -1:] & marked, 0.0, hidden)
+        else:
+            latent = model.sample(model.prior(hidden), latent_uniform[C + t])
         close = {"rtol": 1e-10, "atol": 1e-10, "msg": lambda m, t=t: f"state {t}: {m}"}
         torch.testing.assert_close(rollout.state[:, t, : S * K], latent, **close)
-        torch.testing.assert_close(rollout.state[:, t, S * K :], hidden[:, -1], **close)
+        torch.testing.assert_close(rollout.state[:, t, S * K :], hidden, **close)
         if t == H:
             break
-        log_policy = agent.log_policy(torch.cat([latent, hidden[:, -1]], -1))
+        log_policy = agent.log_policy(torch.cat([latent, hidden], -1))
         chosen = agent.sample_action(log_policy, action_uniform[t])
         assert torch.equal(rollout.action[:, t], chosen)
         torch.testing.assert_close(rollout.log_prob[:, t], log_policy[torch.arange(B), chosen])
@@ -80,7 +89,7 @@ def test_reward_and_continuation_of_an_action_are_judged_after_it():
 def test_continuation_as_probability_or_threshold():
     soft_learner, hard_learner = (tiny_learner(values={"imagination.continuation": kind}) for kind in ("probability", "threshold"))
     context = make_batch(B, C)
-    middle = -rollout_of(soft_learner, context).cont.logit().median()
+    middle = -rollout_of(soft_learner, context).cont.logit().median() + 1e-6  # the middle one is on neither edge
     for learner in (soft_learner, hard_learner):
         learner.world_model.termination[-1].bias.data -= middle  # half of the steps end, half go on
     soft, hard = rollout_of(soft_learner, context).cont, rollout_of(hard_learner, context).cont
@@ -109,14 +118,39 @@ def test_a_rollout_is_not_overwritten_by_the_next():
         assert torch.equal(getattr(first, name), value)
 
 
-@pytest.mark.parametrize(("flag", "ends"), [("terminated", True), ("is_last", True), ("life_lost", True), ("truncated", False), ("is_first", False)])
-def test_start_is_zero_where_the_context_ended_the_episode(flag, ends):
+@torch.no_grad()
+def test_the_first_state_is_what_the_player_sees():
+    """On the same frames and actions, with the mode instead of samples: the agent is trained where it will act."""
+    learner, context = tiny_learner(), make_batch(B, C, resets=False)
+    context.is_first[:, 0] = True
+    context.is_first[: B // 2, -1] = True
+    mode = learner.world_model.sample
+    learner.world_model.sample = lambda logits, uniform: mode(logits, None)
+    player = Player(learner.world_model, learner.agent, learner.config.acting, B)
+    seen = []
+    state = learner.agent.state
+    learner.agent.state = lambda *parts: seen.append(state(*parts)) or seen[-1]
+    for t in range(C):
+        player.act(context.obs[:, t].numpy(), context.is_first[:, t].numpy())
+        player.action.scatter_(1, (player.length - 1)[:, None], context.action[:, t : t + 1])  # what was really done
+    acted = seen[-1]
+    torch.testing.assert_close(rollout_of(learner, context).state[:, 0], acted, rtol=1e-10, atol=1e-10)
+
+
+CASES = [("terminated", "prior"), ("is_last", "both"), ("life_lost", "prior"), ("truncated", "none"), ("is_first", "none")]
+
+
+@pytest.mark.parametrize("start_at", ["prior", "posterior"])
+@pytest.mark.parametrize(("flag", "ends_for"), CASES)
+def test_start_is_zero_where_nothing_follows_the_first_state(flag, ends_for, start_at):
+    ends = ends_for in (start_at, "both")
     nothing = torch.zeros(B, C, dtype=torch.bool)
     context = dataclasses.replace(make_batch(B, C, resets=False), life_lost=nothing)
     marked = nothing.clone()
     marked[:3, -1] = True
     marked[3:, :-1] = True  # ends before the last row are over
-    start = rollout_of(tiny_learner(), dataclasses.replace(context, **{flag: marked})).start
+    learner = tiny_learner(values={"imagination.start": start_at})
+    start = rollout_of(learner, dataclasses.replace(context, **{flag: marked})).start
     assert start.tolist() == ([0.0] * 3 if ends else [1.0] * 3) + [1.0] * 3
     assert rollout_of(tiny_learner(), context).start.tolist() == [1.0] * B
 
@@ -124,8 +158,9 @@ def test_start_is_zero_where_the_context_ended_the_episode(flag, ends):
 def test_a_lost_life_starts_nothing_only_where_it_terminates():
     context = make_batch(B, C, resets=False)
     context.life_lost[:] = True
-    assert not rollout_of(tiny_learner(), context).start.any()
-    assert rollout_of(tiny_learner(values={"world_model.life_loss_terminates": False}), context).start.all()
+    at_prior = {"imagination.start": "prior"}
+    assert not rollout_of(tiny_learner(values=at_prior), context).start.any()
+    assert rollout_of(tiny_learner(values=at_prior | {"world_model.life_loss_terminates": False}), context).start.all()
 
 
 def test_what_lies_before_a_reset_in_the_context_is_not_seen():
@@ -156,7 +191,7 @@ def test_the_cache_is_made_once():
     for seed in range(2):
         rollout_of(learner, make_batch(B, C, seed=seed), seed)
     assert learner.imagination.cache.key.data_ptr() == key
-    assert learner.imagination.cache.filled == C + H
+    assert learner.imagination.cache.filled == C - 1 + H
 
 
 def test_a_rollout_does_not_wait_for_the_device():

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from stormfast.batch import Transition
 from stormfast.demonstration import Demonstration
-from stormfast.replay import ROW, ROW_BYTES, Replay, draw_windows, to_device_packed
+from stormfast.replay import ROW, ROW_BYTES, Replay, draw_windows, fields_of, to_device_packed
 
 CPU = torch.device("cpu")
 
@@ -91,7 +91,6 @@ def test_the_windows_are_the_oracles(capacity, num_streams, length, keep_last_ob
         replay, naive = filled(capacity, num_streams, num_appends, keep_last_obs=keep_last_obs)
         expected = naive.windows(length)
         assert len(replay) == sum(map(len, naive.streams))
-        assert replay.can_sample(length) == bool(expected)
         if not expected:
             with pytest.raises(ValueError, match=f"no stream of replay holds a window of {length} rows yet"):
                 replay.sample(2, length, generator())
@@ -117,6 +116,7 @@ def test_a_batch_has_the_dtypes_of_the_record():
     replay, _ = filled(10, 1, 8)
     batch = replay.sample(5, 4, generator())
     assert batch.obs.shape == (5, 4, 3, 64, 64)
+    assert batch.obs.flatten(0, -4).data_ptr() == batch.obs.data_ptr(), "the world model flattens frames: that must not copy them"
     dtypes = {field.name: getattr(batch, field.name).dtype for field in dataclasses.fields(batch)}
     flags = dict.fromkeys(("terminated", "truncated", "life_lost", "is_first", "is_last"), torch.bool)
     assert dtypes == {"obs": torch.uint8, "action": torch.int64, "reward": torch.float32, **flags}
@@ -208,6 +208,55 @@ def test_append_and_sample_do_not_sync(demonstrated):
     with NoSync():
         replay.append(transition(np.random.default_rng(0), 2))
         replay.sample(6, 3, generator())
+
+
+class Count(TorchDispatchMode):
+    """Counts calls of the operations that gather and scatter."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name.removeprefix("aten::").rstrip("_")
+        if name.startswith(("index", "gather", "scatter", "take")):
+            self.calls.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_batch_is_one_gather_and_an_append_one_scatter():
+    replay, _ = filled(14, 2, 10)
+    index = replay.draw(6, 3, generator())
+    with Count() as gathers:
+        replay.gather(index)
+    with Count() as scatters:
+        replay.append(transition(np.random.default_rng(0), 2))
+    assert gathers.calls == ["index_select"]
+    assert scatters.calls == ["index_copy"]
+
+
+def test_the_fields_of_a_row_do_not_overlap_and_are_aligned():
+    assert ROW_BYTES % 16 == 0
+    rows = torch.zeros(3, ROW_BYTES, dtype=torch.uint8)
+    fields = fields_of(rows)
+    assert set(fields) == set(ROW)
+    seen = torch.zeros(ROW_BYTES, dtype=torch.int64)
+    for name, field in fields.items():
+        assert (field.dtype, tuple(field.shape)) == (ROW[name][0], (3, *ROW[name][2]))
+        rows.zero_()
+        field.view(torch.uint8 if field.dtype == torch.bool else field.dtype)[1].fill_(float("nan") if field.dtype == torch.float32 else 1)
+        assert not rows[[0, 2]].any()
+        seen += rows[1] != 0
+    assert seen.max() == 1
+    assert seen.sum() == ROW_BYTES - 6 - 2  # the bytes unused, and two of the NaN's that are 0
+
+
+def test_rewards_keep_every_bit():
+    rewards = np.array([np.nan, -0.0, np.inf, -np.inf, 1e-45, 16_777_217.0, np.float32(0.1)], np.float32)
+    replay = Replay(7, 7, CPU)
+    replay.append(dataclasses.replace(transition(np.random.default_rng(0), 7), reward=rewards))
+    got = replay.gather(torch.arange(7)[:, None]).reward[:, 0]
+    np.testing.assert_array_equal(got.numpy().view(np.uint32), rewards.view(np.uint32))
 
 
 @pytest.mark.gpu
@@ -364,15 +413,13 @@ def test_the_last_windows_come_from_the_demonstration(share, expected):
 def test_a_demonstration_does_not_count_as_rows():
     replay = Replay(12, 2, CPU, demonstration=demonstration(9), demonstration_share=0.5)
     assert len(replay) == 0
-    assert not replay.can_sample(1)
     assert replay.capacity == 12
     assert replay.nbytes == (12 + 9) * ROW_BYTES
 
 
 def test_a_demonstration_shorter_than_the_window_is_told():
     replay, _ = filled(12, 1, 12, demonstration=demonstration(3), demonstration_share=0.5)
-    assert replay.can_sample(3)
-    assert not replay.can_sample(4)
+    replay.sample(8, 3, generator())
     with pytest.raises(ValueError, match="demonstration must hold a window of 4 rows, got 3"):
         replay.sample(8, 4, generator())
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from stormfast.state import flatten_optimizer, restore_optimizer, restore_rng, rng_state
+from stormfast.state import flatten_optimizer, restore_optimizer, restore_rng, rng_state, with_prefix, without_prefix
 
 
 def model(seed=0):
@@ -39,6 +39,15 @@ def test_an_optimiser_goes_on_to_the_bit(options):
     train(other, restored, 5, seed=2)
     for a, b in zip(net.parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_prefix_is_put_on_and_taken_off():
+    tensors = {"agent.weight": torch.ones(2), "": torch.zeros(1), "bias": torch.ones(3)}
+    named = with_prefix("agent", tensors)
+    assert list(named) == ["agent.agent.weight", "agent.", "agent.bias"]
+    back = without_prefix("agent", named | {"agents.x": torch.ones(1), "agent": torch.ones(1), "world_model.agent.x": torch.ones(1)})
+    assert back.keys() == tensors.keys()
+    assert all(back[name] is tensors[name] for name in tensors)
 
 
 def test_names_count_parameters_over_groups():

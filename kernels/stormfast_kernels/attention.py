@@ -39,7 +39,7 @@ def cached_attention_step(
 
     Scores are scaled by head_dim ** -0.5; the softmax is float32 (float64 for float64). `length` is read on the device,
     so that one captured graph serves every step, and it is not advanced here. For the same reason a full cache cannot
-    be noticed here: the caller checks with check_cache_room, on the host. The caches must be finite everywhere
+    be noticed here: the caller counts the tokens on the host. The caches must be finite everywhere
     (allocate them with zeros): a position not attended has weight 0, and 0 times NaN is NaN.
 
     Args:
@@ -60,13 +60,6 @@ def cached_attention_step(
         if tensor is not None and tensor.device != query.device:
             raise ValueError(f"query {tuple(query.shape)} is on {query.device}, but {name} {tuple(tensor.shape)} is on {tensor.device}")
     return implementation("cached_attention_step", query.device)(query, key, value, key_cache, value_cache, length, first)
-
-
-def check_cache_room(key_cache: Tensor, length: int, tokens: int = 1) -> None:
-    """Raises ValueError when a cache [B, heads, L, head_dim] of `length` tokens cannot take `tokens` more. Host only."""
-    room = key_cache.shape[2]
-    if not 0 <= length <= room - tokens:
-        raise ValueError(f"a cache of {tuple(key_cache.shape)} has {room} positions: {tokens} more do not fit after {length}")
 
 
 def _check_step(query: Tensor, key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor) -> None:

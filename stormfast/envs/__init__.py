@@ -6,20 +6,15 @@ Importing this module is cheap: no backend, and no emulator, is imported before 
 from __future__ import annotations
 
 import importlib
-import sys
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from stormfast.config import EnvConfig
-from stormfast.envs.options import check_options
+from stormfast.config import EnvConfig, envpool_lacks, validate_env
 from stormfast.errors import UserError
-from stormfast.games import BUILT_IN, SCORES, check_game
+from stormfast.games import BUILT_IN, check_game
 
 if TYPE_CHECKING:
-    import gymnasium
-
     from stormfast.envs.vector import VectorEnv
 
-BACKENDS = ("auto", "envpool", "ale")
 _NEEDS = {"envpool": ("envpool",), "ale": ("ale_py", "cv2")}
 _INSTALL = {"envpool": "pip install 'envpool>=1.2.5'", "ale": "pip install ale-py opencv-python-headless"}
 
@@ -35,19 +30,20 @@ def make_env(game: str, config: EnvConfig, *, num_envs: int, backend: str, seed:
     """A vector environment of `num_envs` copies of a game; copy k is seeded with seed + k.
 
     Args:
-        game: one of the 26 games of Atari 100k, a built-in game, or a registered gymnasium id with 64x64 RGB observations.
+        game: one of the 26 games of Atari 100k, or a built-in game.
         config: rules of the game. Only Atari has frame skip, sticky actions and no-op starts.
         num_envs: at least 1.
-        backend: auto, envpool or ale. Games that are not Atari go through gymnasium whatever it says.
+        backend: auto, envpool or ale. Built-in games go through gymnasium whatever it says.
         seed: of the first copy; equal seeds give equal games, in every backend.
     Raises: UserError for an unknown game, an option out of range, or a backend that is not installed.
     """
-    check_options(config, num_envs, seed)
+    validate_env(config, num_envs=num_envs, backend=backend, seed=seed)
     name = resolve_backend(game, config, num_envs=num_envs, backend=backend).name
     if name == "gymnasium":
+        from stormfast.envs.catch import Catch
         from stormfast.envs.gymnasium_backend import GymnasiumVectorEnv
 
-        return GymnasiumVectorEnv(lambda: _gymnasium_game(game), config, num_envs=num_envs, seed=seed)
+        return GymnasiumVectorEnv(Catch, config, num_envs=num_envs, seed=seed)
     if name == "ale":
         from stormfast.envs.ale_backend import AleVectorEnv
 
@@ -60,34 +56,24 @@ def make_env(game: str, config: EnvConfig, *, num_envs: int, backend: str, seed:
 def resolve_backend(game: str, config: EnvConfig, *, num_envs: int, backend: str) -> Backend:
     """The backend that make_env will take for these arguments, with the reason.
 
-    Raises: UserError for an unknown game or backend, one that is not installed, or one that cannot do what config asks.
+    The arguments must be valid, as make_env checks.
+    Raises: UserError for an unknown game, or a backend that is not installed.
     """
-    if backend not in BACKENDS:
-        raise UserError(f"--env-backend must be one of {', '.join(BACKENDS)}, got {backend!r}.")
-    if game not in SCORES:
-        return _resolve_gymnasium(game)
+    check_game(game)
+    if game in BUILT_IN:
+        return Backend("gymnasium", f"{game} is built in; it has no frame skip, sticky actions or no-op starts")
     if backend == "auto":
         return _resolve_auto(config, num_envs)
-    if backend == "envpool" and config.same_seed_resets:
-        raise UserError("env.same_seed_resets needs --env-backend ale, because envpool cannot re-seed; got envpool.")
     problem = _import_problem(backend)
     if problem:
         raise UserError(f"--env-backend {backend} must be importable, but {problem}. `{_INSTALL[backend]}`, or take --env-backend auto.")
     return Backend(backend, "asked for by --env-backend")
 
 
-def _resolve_gymnasium(game: str) -> Backend:
-    if game in BUILT_IN:
-        return Backend("gymnasium", f"{game} is built in; it has no frame skip, sticky actions or no-op starts")
-    if not _registered(game):
-        check_game(game)  # raises, with the nearest name
-    return Backend("gymnasium", f"{game} is registered with gymnasium; it has no frame skip, sticky actions or no-op starts here")
-
-
 def _resolve_auto(config: EnvConfig, num_envs: int) -> Backend:
     """ale for one environment, where envpool's hand-over between threads costs more than it saves; else envpool."""
-    if config.same_seed_resets:
-        wanted, other, reason = "ale", None, "envpool cannot re-seed, as env.same_seed_resets asks"
+    if lack := envpool_lacks(config):
+        wanted, other, reason = "ale", None, lack
     elif num_envs == 1:
         wanted, other, reason = "ale", "envpool", "the faster one for one environment, with an exact state for --resume"
     else:
@@ -108,18 +94,3 @@ def _import_problem(backend: str) -> str:
         except (ImportError, OSError) as error:  # OSError: a shared library or data file of the package is missing
             return f"{package} does not import here ({str(error).partition(chr(10))[0]})"
     return ""
-
-
-def _registered(game: str) -> bool:
-    gymnasium = sys.modules.get("gymnasium")  # nothing can be registered before someone imports it
-    return gymnasium is not None and game in gymnasium.registry
-
-
-def _gymnasium_game(game: str) -> gymnasium.Env[Any, Any]:
-    if game == "Catch":
-        from stormfast.envs.catch import Catch
-
-        return Catch()
-    import gymnasium
-
-    return gymnasium.make(game)

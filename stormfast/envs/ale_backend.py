@@ -2,7 +2,8 @@
 
 H, W = 210, 160 raw screen
 
-The rules are envpool's: a reset plays 1..noop_max no-op frames, drawn by MT19937(seed); an action lasts frame_skip frames and
+The rules are envpool's: a reset plays 1..noop_max no-op frames, drawn by MT19937(seed), and with
+noop_max 0, which envpool has not, it plays and draws none; an action lasts frame_skip frames and
 the last two are max-pooled, then resized by area; a game over within the skip ends it, and the observation is then made of
 those of the last two frames that were reached, or is the previous observation when neither was.
 
@@ -21,9 +22,9 @@ import cv2
 import numpy as np
 from ale_py import roms
 
+from stormfast.batch import OBS_SHAPE
 from stormfast.config import EnvConfig
 from stormfast.envs.sequential import Game, SequentialVectorEnv, check_arrays
-from stormfast.envs.vector import OBS_SHAPE
 
 _NOOP = ale_py.Action.NOOP
 _SAVED: dict[str, tuple[type, tuple[int, ...]]] = {
@@ -82,7 +83,8 @@ class AtariGame(Game):
     def _start_episode(self) -> None:
         self._played.clear()
         self._ale.reset_game()
-        for _ in range(1 + _draw(self._noops, self._config.noop_max)):
+        noop_max = self._config.noop_max
+        for _ in range(1 + _draw(self._noops, noop_max) if noop_max else 0):
             self._ale.act(_NOOP)
             if self._ale.game_over():
                 self._ale.reset_game()

@@ -11,9 +11,9 @@ from typing import Any
 import envpool
 import numpy as np
 
-from stormfast.batch import EnvStep
+from stormfast.batch import OBS_SHAPE, EnvStep
 from stormfast.config import EnvConfig
-from stormfast.envs.vector import OBS_SHAPE, VectorEnv, first_step
+from stormfast.envs.vector import VectorEnv, first_step
 
 
 class EnvpoolVectorEnv(VectorEnv):

@@ -1,4 +1,4 @@
-"""Any gymnasium pixel game as a vector environment.
+"""A gymnasium pixel game as a vector environment: how the built-in games are stepped.
 
 A game fits if it shows 64x64 RGB frames and takes discrete actions counted from 0. If it has get_state() and set_state()
 (plain arrays by name), the vector environment can be saved exactly too.
@@ -11,10 +11,9 @@ import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Discrete
 
+from stormfast.batch import OBS_SHAPE
 from stormfast.config import EnvConfig
 from stormfast.envs.sequential import Game, SequentialVectorEnv
-from stormfast.envs.vector import OBS_SHAPE
-from stormfast.errors import UserError
 
 FRAME_SHAPE = (*OBS_SHAPE[1:], OBS_SHAPE[0])  # [64, 64, 3], what the game shows
 
@@ -23,15 +22,15 @@ class PixelGame(Game):
     """One copy of a gymnasium game; lives are info["lives"], where the game tells them.
 
     Of the config only max_episode_steps and same_seed_resets apply.
-    Raises: UserError for a game whose observations or actions do not fit.
+    Raises: ValueError for a game whose observations or actions do not fit.
     """
 
     def __init__(self, env: gymnasium.Env[Any, Any], config: EnvConfig, seed: int) -> None:
         frames, actions = env.observation_space, env.action_space
         if not isinstance(frames, Box) or frames.shape != FRAME_SHAPE or frames.dtype != np.uint8:
-            raise UserError(f"A game's observations must be Box(0, 255, {FRAME_SHAPE}, uint8), got {frames}; resize them with a gymnasium wrapper.")
+            raise ValueError(f"a game's observations must be Box(0, 255, {FRAME_SHAPE}, uint8), got {frames}")
         if not isinstance(actions, Discrete) or actions.start != 0:
-            raise UserError(f"A game's actions must be Discrete and start at 0, got {actions}; convert them with a gymnasium wrapper.")
+            raise ValueError(f"a game's actions must be Discrete and start at 0, got {actions}")
         super().__init__(int(actions.n))
         self.can_save = hasattr(env, "get_state") and hasattr(env, "set_state")
         self._env: Any = env

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from stormfast.batch import EnvStep
-from stormfast.envs.vector import OBS_SHAPE, VectorEnv, first_step
+from stormfast.batch import OBS_SHAPE, EnvStep
+from stormfast.envs.vector import VectorEnv, first_step
 from stormfast.errors import UserError
 
 

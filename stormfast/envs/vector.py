@@ -12,8 +12,6 @@ import numpy as np
 
 from stormfast.batch import EnvStep
 
-OBS_SHAPE = (3, 64, 64)
-
 
 class VectorEnv(ABC):
     """N copies of one game, stepped together.

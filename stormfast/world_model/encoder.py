@@ -8,8 +8,9 @@ import itertools
 import torch
 from torch import Tensor, nn
 
-FRAME_SIZE = 64  # four stride-2 convolutions: 64 -> 4
-FEATURE_SIZE = 4
+from stormfast.batch import OBS_SHAPE
+
+FEATURE_SIZE = OBS_SHAPE[1] // 2**4  # four stride-2 convolutions
 
 
 def normalize_frames(obs: Tensor) -> Tensor:

@@ -49,12 +49,15 @@ class TwoHot(nn.Module):
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """Cross-entropy of logits [..., 255] to the two-hot code of target [...], elementwise [...]."""
-        if logits.shape[:-1] != target.shape:
-            raise ValueError(f"two-hot logits [..., {NUM_BINS}] and target [...] must fit, got {tuple(logits.shape)} and {tuple(target.shape)}")
+        return self.cross_entropy(upcast(logits).log_softmax(-1), target)
+
+    def cross_entropy(self, log_probs: Tensor, target: Tensor) -> Tensor:
+        """The same from log-probabilities, where several targets share them."""
+        if log_probs.shape[:-1] != target.shape:
+            raise ValueError(f"two-hot logits [..., {NUM_BINS}] and target [...] must fit, got {tuple(log_probs.shape)} and {tuple(target.shape)}")
         scaled = symlog(target.to(self.bins.dtype))
         upper = torch.bucketize(scaled, self.bins).clamp(1, NUM_BINS - 1)
         weight = ((scaled - self.bins[upper - 1]) / (self.bins[1] - self.bins[0])).clamp(0, 1)
-        log_probs = upcast(logits).log_softmax(-1)
         on_upper, on_lower = (log_probs.gather(-1, index[..., None]).squeeze(-1) for index in (upper, upper - 1))
         return -(weight * on_upper + (1 - weight) * on_lower)
 

@@ -5,7 +5,7 @@ S categoricals   K classes   logits are [..., S, K] everywhere; a flat latent is
 
 from torch import Tensor, nn
 
-from stormfast_kernels import sample_categorical, unimix_log_probs
+from stormfast_kernels import sample_categorical
 
 
 class LatentHead(nn.Module):
@@ -30,9 +30,8 @@ def sample_latent(logits: Tensor, uniform: Tensor | None, unimix: float) -> Tens
     return sample_categorical(logits, uniform, unimix)[0].flatten(-2)
 
 
-def kl_divergence(logits: Tensor, other: Tensor, unimix: float) -> Tensor:
-    """KL[logits || other] of unimixed categoricals, summed over S: [..., S, K] -> [...], at least float32."""
-    if logits.shape != other.shape:
-        raise ValueError(f"KL needs equal shapes, got {tuple(logits.shape)} and {tuple(other.shape)}")
-    log_p, log_q = unimix_log_probs(logits, unimix), unimix_log_probs(other, unimix)
+def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL[p || q] of categoricals given as log-probabilities, summed over S: [..., S, K] -> [...]."""
+    if log_p.shape != log_q.shape:
+        raise ValueError(f"KL needs equal shapes, got {tuple(log_p.shape)} and {tuple(log_q.shape)}")
     return (log_p.exp() * (log_p - log_q)).sum((-2, -1))

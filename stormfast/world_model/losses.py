@@ -13,6 +13,7 @@ from stormfast.batch import Batch
 from stormfast.config import WorldModelConfig
 from stormfast.world_model.heads import TwoHot, upcast
 from stormfast.world_model.latent import kl_divergence
+from stormfast_kernels import unimix_log_probs
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,10 @@ def world_model_loss(
     reward = masked_mean(two_hot.loss(prediction.reward, batch.reward), acted)
     termination_logit = upcast(prediction.termination)
     termination = masked_mean(F.binary_cross_entropy_with_logits(termination_logit, ended.to(termination_logit.dtype), reduction="none"), acted)
-    posterior, prior = prediction.posterior[:, 1:], prediction.prior[:, :-1]
-    dynamics, dynamics_kl = free_bits_mean(kl_divergence(posterior.detach(), prior, config.unimix), follows, config)
-    representation, representation_kl = free_bits_mean(kl_divergence(posterior, prior.detach(), config.unimix), follows, config)
+    posterior = unimix_log_probs(prediction.posterior[:, 1:], config.unimix)
+    prior = unimix_log_probs(prediction.prior[:, :-1], config.unimix)
+    dynamics, dynamics_kl = free_bits_mean(kl_divergence(posterior.detach(), prior), follows, config)
+    representation, representation_kl = free_bits_mean(kl_divergence(posterior, prior.detach()), follows, config)
     total = reconstruction + reward + termination + config.dynamics_scale * dynamics + config.representation_scale * representation
     return {
         "total": total,

@@ -27,6 +27,11 @@ class KVCache:
     filled: int = 0  # the same on the host, so that a full cache is refused without a sync
     first: Tensor | None = None  # [B] int64, first position each sequence may see
 
+    def begin_anew(self, where: Tensor) -> None:
+        """Makes what is cached invisible to the sequences in `where` [B] bool: an episode begins there."""
+        first = torch.zeros_like(where, dtype=torch.int64) if self.first is None else self.first
+        self.first = torch.where(where, self.filled, first)
+
 
 class Attention(nn.Module):
     """Multi-head causal attention without biases, post-norm: LN(x + out(softmax(q k^T / sqrt(D/H)) v))."""

@@ -6,10 +6,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import ale_py
+import cv2
 import envpool
 import numpy as np
 import pytest
+from ale_py import roms
 from safetensors.numpy import load_file, save_file
 
 from stormfast.batch import EnvStep
@@ -124,6 +128,47 @@ def test_equal_seeds_equal_games_and_others_not() -> None:
     assert (four[:, 0] != four[:, 1]).any()
 
 
+# --- no no-ops -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("game", ["pong", "breakout"])
+def test_without_noops_an_episode_starts_at_the_emulators_reset(game: str) -> None:
+    """The oracle is a bare emulator: reset_game(), a look, and frame_skip frames an action."""
+    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
+    ale = ale_py.ALEInterface()
+    ale.setFloat("repeat_action_probability", 0.25)
+    ale.setInt("random_seed", 5)
+    ale.loadROM(str(roms.get_rom_path(game)))
+    actions = ale.getMinimalActionSet()
+    env = make_env(game.capitalize(), EnvConfig(noop_max=0, sticky=0.25, max_episode_steps=20), num_envs=1, backend="ale", seed=5)
+
+    def seen(frames: list[np.ndarray]) -> np.ndarray:
+        return cv2.resize(np.maximum.reduce(frames), (64, 64), interpolation=cv2.INTER_AREA).transpose(2, 0, 1)
+
+    step, rng = env.reset(), np.random.default_rng(2)
+    for _ in range(3):
+        ale.reset_game()
+        np.testing.assert_array_equal(step.obs[0], seen([ale.getScreenRGB()]))
+        for _ in range(20):
+            action, frames = int(rng.integers(len(actions))), []
+            for _ in range(4):
+                ale.act(actions[action])
+                frames.append(ale.getScreenRGB())
+            step = env.step(np.array([action]))
+            np.testing.assert_array_equal(step.obs[0], seen(frames[-2:]))
+        assert step.truncated[0]
+        step = env.step(np.array([0]))
+
+
+def test_without_noops_nothing_is_drawn() -> None:
+    env = make_env("Pong", EnvConfig(noop_max=0), num_envs=1, backend="ale", seed=5)
+    env.reset()
+    env.reset()
+    state = env.state()
+    assert state is not None
+    assert state["env0.game.noops"][-1] == 624  # the position of a generator that has not yet made a number
+
+
 # --- same_seed_resets ----------------------------------------------------------------------------------------------
 
 
@@ -188,13 +233,13 @@ def test_state_goes_on_exactly_in_a_new_process(tmp_path: Path) -> None:
     assert subprocess.run(command, capture_output=True, text=True, check=True, env=paths).stdout.strip() == digest.hexdigest()
 
 
-def check_every_save(game: str, num_steps: int, path: Path) -> None:
+def check_every_save(game: str, num_steps: int, path: Path, **rules: Any) -> None:
     """Saves before each of num_steps random steps, then goes back to each save in another object and takes that step again.
 
     Each of them, because a state that leaves out the last executed action is right three times of four; backwards, so that
     nothing is right only because the other object has just come from there.
     """
-    config = EnvConfig(sticky=0.25, max_episode_steps=num_steps // 3)
+    config = EnvConfig(sticky=0.25, max_episode_steps=num_steps // 3, **rules)
     env = make_env(game, config, num_envs=2, backend="ale", seed=6)
     other = make_env(game, config, num_envs=2, backend="ale", seed=1234)  # the seed is in the state
     env.reset()
@@ -215,6 +260,10 @@ def check_every_save(game: str, num_steps: int, path: Path) -> None:
 
 def test_every_save_of_a_run_goes_on_exactly(tmp_path: Path) -> None:
     check_every_save("Seaquest", 60, tmp_path / "env.safetensors")
+
+
+def test_every_save_under_the_reference_protocol_goes_on_exactly(tmp_path: Path) -> None:
+    check_every_save("Breakout", 30, tmp_path / "env.safetensors", noop_max=0, same_seed_resets=True)
 
 
 @pytest.mark.slow

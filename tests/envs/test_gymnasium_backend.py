@@ -1,4 +1,4 @@
-"""The adapter for other people's pixel games, tried on small ones."""
+"""The adapter for pixel games, tried on Catch and on a smaller one."""
 
 import gymnasium
 import numpy as np
@@ -84,7 +84,7 @@ def test_a_game_without_state() -> None:
     ],
 )
 def test_a_game_that_does_not_fit(frames: object, actions: object, message: str) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(ValueError, match=message):
         GymnasiumVectorEnv(lambda: Counter(frames, actions), EnvConfig(), num_envs=1, seed=0)
 
 

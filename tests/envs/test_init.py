@@ -1,13 +1,13 @@
 """Which backend is taken, why, and what is said when it cannot be."""
 
+import dataclasses
 import os
 import subprocess
 import sys
+from typing import Any
 
-import gymnasium
 import numpy as np
 import pytest
-from gymnasium.spaces import Box, Discrete
 
 from stormfast.config import EnvConfig
 from stormfast.envs import make_env, resolve_backend
@@ -15,6 +15,7 @@ from stormfast.errors import UserError
 from stormfast.games import SCORES
 
 SAME_SEED = EnvConfig(same_seed_resets=True)
+NO_NOOPS = EnvConfig(noop_max=0)
 
 
 @pytest.mark.parametrize(
@@ -23,6 +24,8 @@ SAME_SEED = EnvConfig(same_seed_resets=True)
         ("Pong", EnvConfig(), 1, "auto", "ale"),
         ("Pong", EnvConfig(), 2, "auto", "envpool"),
         ("Pong", SAME_SEED, 2, "auto", "ale"),
+        ("Pong", NO_NOOPS, 2, "auto", "ale"),
+        ("Pong", NO_NOOPS, 2, "ale", "ale"),
         ("Pong", EnvConfig(), 1, "envpool", "envpool"),
         ("Pong", EnvConfig(), 4, "ale", "ale"),
         ("Catch", EnvConfig(), 4, "auto", "gymnasium"),
@@ -51,6 +54,8 @@ def test_auto_does_without_ale(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_backend("Pong", EnvConfig(), num_envs=1, backend="auto").name == "envpool"
     with pytest.raises(UserError, match="need an emulator, but ale_py does not import"):
         resolve_backend("Pong", SAME_SEED, num_envs=1, backend="auto")
+    with pytest.raises(UserError, match="need an emulator, but ale_py does not import"):
+        resolve_backend("Pong", NO_NOOPS, num_envs=2, backend="auto")
 
 
 @pytest.mark.parametrize(("backend", "package"), [("envpool", "envpool"), ("ale", "ale_py"), ("ale", "cv2")])
@@ -60,45 +65,50 @@ def test_asked_for_but_missing(monkeypatch: pytest.MonkeyPatch, backend: str, pa
         make_env("Pong", EnvConfig(), num_envs=2, backend=backend, seed=0)
 
 
-def test_envpool_cannot_reseed() -> None:
-    with pytest.raises(UserError, match="same_seed_resets needs --env-backend ale"):
-        make_env("Pong", SAME_SEED, num_envs=1, backend="envpool", seed=0)
+@pytest.mark.parametrize(("config", "reason"), [(SAME_SEED, "cannot re-seed"), (NO_NOOPS, "cannot start an episode without a no-op frame")])
+def test_what_envpool_cannot_do(config: EnvConfig, reason: str) -> None:
+    with pytest.raises(UserError, match=f"env_backend must be ale or auto, because envpool {reason}.*; got envpool"):
+        make_env("Pong", config, num_envs=2, backend="envpool", seed=0)
+    assert reason in resolve_backend("Pong", config, num_envs=2, backend="auto").reason
 
 
 def test_unknown_game_and_backend() -> None:
+    with pytest.raises(UserError, match=r"Unknown game 'CartPole-v1'"):  # registered with gymnasium, but not a game of ours
+        make_env("CartPole-v1", EnvConfig(), num_envs=1, backend="auto", seed=0)
     with pytest.raises(UserError, match=r"Unknown game 'Pongg'\. Did you mean 'Pong'"):
         make_env("Pongg", EnvConfig(), num_envs=1, backend="auto", seed=0)
-    with pytest.raises(UserError, match="--env-backend must be one of auto, envpool, ale, got 'gym'"):
+    with pytest.raises(UserError, match="env_backend must be one of auto, envpool, ale, got 'gym'"):
         make_env("Pong", EnvConfig(), num_envs=1, backend="gym", seed=0)
 
 
-class Still(gymnasium.Env):
-    """A registered game of somebody else's."""
+BAD_ENV = [
+    ({"frame_skip": 0}, {}, "env.frame_skip must be >= 1 and <= 1000, got 0"),
+    ({"frame_skip": 4.0}, {}, "env.frame_skip must be int, got 4.0"),
+    ({"frame_skip": True}, {}, "env.frame_skip must be int, got True"),
+    ({"noop_max": -3}, {}, "env.noop_max must be >= 0"),
+    ({"max_episode_steps": 0}, {}, "env.max_episode_steps must be >= 1"),
+    ({"sticky": 1.0}, {}, "env.sticky must be >= 0 and < 1, got 1.0"),
+    ({"sticky": -0.1}, {}, "env.sticky must be >= 0 and < 1, got -0.1"),
+    ({"sticky": float("nan")}, {}, "env.sticky must be >= 0 and < 1, got nan"),
+    ({"sticky": "0.25"}, {}, "env.sticky must be float, got '0.25'"),
+    ({"same_seed_resets": 1}, {}, "env.same_seed_resets must be bool, got 1"),
+    ({}, {"num_envs": 0}, "num_envs must be >= 1 and <= 256, got 0"),
+    ({}, {"num_envs": 257}, "num_envs must be >= 1 and <= 256, got 257"),
+    ({}, {"num_envs": 2.0}, "num_envs must be int, got 2.0"),
+    ({}, {"seed": -1}, "seed must be >= 0 and < 2147482624, got -1"),
+    ({}, {"seed": 2**31 - 1}, "seed must be >= 0 and < 2147482624, got 2147483647"),
+    ({}, {"seed": 1.5}, "seed must be int, got 1.5"),
+    ({}, {"backend": "gym"}, "env_backend must be one of auto, envpool, ale, got 'gym'"),
+]
 
-    observation_space = Box(0, 255, (64, 64, 3), np.uint8)
-    action_space = Discrete(4)
 
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        return np.full((64, 64, 3), 7, np.uint8), {}
-
-    def step(self, action):
-        return np.full((64, 64, 3), action, np.uint8), 1.0, False, False, {}
-
-
-def test_a_registered_gymnasium_game() -> None:
-    gymnasium.register("Still-v0", entry_point=Still, max_episode_steps=3)
-    try:
-        env = make_env("Still-v0", EnvConfig(), num_envs=2, backend="auto", seed=0)
-        assert env.backend == "gymnasium"
-        assert env.num_actions == 4
-        assert (env.reset().obs == 7).all()
-        steps = [env.step(np.array([1, 3])) for _ in range(3)]
-        assert (steps[0].obs[1] == 3).all()
-        assert steps[2].truncated.all()
-        assert not steps[1].truncated.any()
-    finally:
-        del gymnasium.registry["Still-v0"]
+@pytest.mark.parametrize(("rules", "others", "expected"), BAD_ENV)
+def test_no_environment_is_made_of_bad_options(rules: dict[str, Any], others: dict[str, Any], expected: str) -> None:
+    """make_env, not only the command line: the emulators' C++ would overflow, hang or crash."""
+    with pytest.raises(UserError) as caught:
+        make_env("Pong", dataclasses.replace(EnvConfig(), **rules), **({"num_envs": 2, "backend": "envpool", "seed": 0} | others))
+    assert str(caught.value).startswith(expected)
+    assert "\n" not in str(caught.value)
 
 
 def test_importing_is_cheap() -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from stormfast_kernels import cached_attention_step, check_cache_room
+from stormfast_kernels import cached_attention_step
 
 
 def full_attention(query, key, value, first=None):
@@ -156,12 +156,3 @@ def test_bad_input_is_refused(name, bad, message):
 def test_integer_tokens_are_refused():
     with pytest.raises(ValueError, match="floating"):
         cached_attention_step(**{name: x.long() for name, x in GOOD.items()})
-
-
-def test_check_cache_room():
-    cache = torch.zeros(2, 3, 5, 4)
-    check_cache_room(cache, 4)
-    check_cache_room(cache, 0, tokens=5)
-    for length, count in ((5, 1), (4, 2), (-1, 1)):
-        with pytest.raises(ValueError, match=r"\(2, 3, 5, 4\) has 5 positions"):
-            check_cache_room(cache, length, count)
