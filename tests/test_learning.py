@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 def test_catch_is_solved(seed: int, command: list[str], tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     subprocess.run(
-        [*command, "train", "--game", "Catch", "--preset", "cpu", "--seed", str(seed), "--run-dir", str(run_dir), "--steps", "5000"], check=True
+        [*command, "train", "--game", "Catch", "--preset", "cpu", "--seed", str(seed), "--run-dir", str(run_dir), "--steps", "4000"], check=True
     )
     means = {}
     for policy in ("random", "agent"):

@@ -17,6 +17,7 @@ import torch
 from stormfast.checkpoint import load_checkpoint
 from stormfast.config import TrainConfig, override, preset_config, to_json
 from stormfast.errors import UserError
+from stormfast.run import env_seed
 from stormfast.train import crossed, due, train
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -122,6 +123,22 @@ def test_a_run_that_diverges_says_so_and_keeps_its_checkpoint(tmp_path: Path) ->
     with pytest.raises(UserError, match="diverged by step"):
         train(override(replace(config, steps=100, resume=True), {"world_model.learning_rate": 1e30}), tmp_path / "run")
     assert load_checkpoint(tmp_path / "run", "cpu").step == 50
+
+
+def test_what_diverged_never_replaces_a_checkpoint(tmp_path: Path) -> None:
+    """Saves that fall between two metric intervals look at the losses first."""
+    options = {"logging__every": 100, "logging__save_every": 20, "world_model__learning_rate": 1e30, "steps": 100}
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    with pytest.raises(UserError, match=r"diverged by step 60.*checkpoint of step 40 .* intact"):
+        train(small_config(run_dir, game="Catch", **options), run_dir)
+    assert load_checkpoint(run_dir, "cpu").step == 40
+
+
+def test_environments_of_neighbouring_runs_are_seeded_far_apart() -> None:
+    seeds = sorted(env_seed(seed, None) for seed in range(100))
+    assert min(b - a for a, b in itertools.pairwise(seeds)) > 1
+    assert all(abs(env_seed(0, None) - env_seed(seed, None)) > 256 for seed in range(1, 10))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
