@@ -41,8 +41,8 @@ class Run:
     log: MetricsLog
     generator: torch.Generator  # the device's default: replay and every draw of the models take from it
     step: int = 0  # environment steps taken
-    saved_at: int = 0  # step of the last checkpoint
-    logged_at: int = -1  # step of the last metrics
+    saved_at: int = -1  # step of the last checkpoint; -1 for none
+    logged_at: int = -1  # step of the last metrics; -1 for none
 
     def __enter__(self) -> "Run":
         return self
@@ -72,9 +72,11 @@ def build(config: TrainConfig, run_dir: Path) -> Run:
     if saved is not None:
         restore(learner, collector, saved)
         saved.restore_replay(replay)
-    step = 0 if saved is None else saved.step
-    log = MetricsLog(run_dir, config.logging.tensorboard, None if saved is None else step)  # last: it drops what came after the checkpoint
-    return Run(config, run_dir, collector, replay, learner, Metrics(device), log, default_generator(device), step=step, saved_at=step)
+    log = MetricsLog(run_dir, config.logging.tensorboard, None if saved is None else saved.step)  # last: it drops what came after the checkpoint
+    run = Run(config, run_dir, collector, replay, learner, Metrics(device), log, default_generator(device))
+    if saved is not None:
+        run.step = run.saved_at = run.logged_at = saved.step
+    return run
 
 
 def make_replay(config: TrainConfig, num_actions: int, device: torch.device) -> Replay:

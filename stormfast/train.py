@@ -80,7 +80,7 @@ def write_metrics(run: Run) -> dict[str, float]:
     try:
         values = run.metrics.flush(run.step)
     except FloatingPointError as error:
-        kept = f"the checkpoint of step {run.saved_at} in {run.run_dir} is intact" if run.saved_at else "nothing was saved yet"
+        kept = f"the checkpoint of step {run.saved_at} in {run.run_dir} is intact" if run.saved_at >= 0 else "nothing was saved yet"
         raise UserError(f"{error}; {kept}. Start a new run with a smaller learning rate, or another seed.") from None
     run.log.write(run.step, values)
     run.logged_at = run.step
