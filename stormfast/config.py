@@ -46,6 +46,7 @@ class Range:
 
 POSITIVE = Range(ge=1)
 SHARE = Range(ge=0, le=1)
+RATE = Range(ge=0, le=64)  # a step must end: signals are answered between steps
 SEED = Range(ge=0, lt=2**31 - 1024)  # envpool takes int32, and environment k gets seed + k
 NUM_ENVS = Range(ge=1, le=256)
 
@@ -84,7 +85,7 @@ class WorldModelConfig:
     tokens: Annotated[Literal["fused", "separate"], Doc("one token a step, or an observation and an action token")] = "fused"
     batch_size: Annotated[int, POSITIVE, Doc("windows a batch (B)")] = 16
     batch_length: Annotated[int, Range(ge=2), Doc("steps a window (T)")] = 64
-    updates_per_step: Annotated[float, Range(ge=0), Doc("updates per environment step")] = 1.0
+    updates_per_step: Annotated[float, RATE, Doc("updates per environment step")] = 1.0
     learning_rate: Annotated[float, Range(gt=0), Doc("Adam step size")] = 1e-4
     clip_norm: Annotated[float, Range(gt=0), Doc("gradient norm limit")] = 1000.0
     dynamics_scale: Annotated[float, Range(ge=0), Doc("weight of the dynamics KL")] = 0.5
@@ -108,7 +109,7 @@ class ImaginationConfig:
 class AgentConfig:
     state: Annotated[Literal["both", "latent", "hidden"], Doc("what actor and critic see")] = "both"
     width: Annotated[int, POSITIVE, Doc("width of actor and critic")] = 512
-    updates_per_step: Annotated[float, Range(ge=0), Doc("imagined rollout batches per environment step")] = 1.0
+    updates_per_step: Annotated[float, RATE, Doc("imagined rollout batches per environment step")] = 1.0
     minibatches: Annotated[int, POSITIVE, Doc("updates a rollout batch is split into, importance-weighted")] = 1
     gamma: Annotated[float, Range(gt=0, le=1), Doc("discount")] = 0.985
     lam: Annotated[float, SHARE, Doc("lambda of the lambda-return")] = 0.95
