@@ -24,6 +24,7 @@ PLAIN = (
     (re.compile(r"Error parsing (\S+): invalid literal for int\(\) with base 10: (.*)"), r"\1 must be an integer, got \2"),
     (re.compile(r"Error parsing (\S+): no type matching \{None\}\|INT could be instantiated from \[(.*)\]"), r"\1 must be an integer, got \2"),
     (re.compile(r"Error parsing (\S+): could not convert string to float: (.*)"), r"\1 must be a number, got \2"),
+    (re.compile(r"Error parsing (\S+): Could not parse arguments \[(.*)\] into tuple type .*uple\[int\b.*\]"), r"\1 must be integers, got \2"),
 )
 
 
@@ -56,7 +57,8 @@ def parse(kind: type[Config], args: Sequence[str], prog: str, default: Config | 
                 raise
             raise UserError(f"{first_paragraph(caught.getvalue())} `{prog} --help` lists all arguments.") from None
     if unknown:
-        raise UserError(f"{_unknown(unknown[0], config)} `{prog} --help` lists all arguments.")
+        stray = "Unexpected argument '--'. Leave it out." if "--" in args else _unknown(unknown[0], config)
+        raise UserError(f"{stray} `{prog} --help` lists all arguments.")
     return config
 
 

@@ -45,7 +45,8 @@ class Checkpoint:
     def restore_replay(self, replay: Replay) -> None:
         """Fills a replay that nothing was appended to. It then samples as the saved one would have.
 
-        Raises: UserError when the saved replay has other sizes, or a file of it cannot be read; ValueError when rows are in it.
+        Raises: UserError when the saved replay has other sizes, or a file of it cannot be read or holds other rows than the
+            manifest says; ValueError when rows are in it.
         """
         saved = self.replay_files
         if len(replay):
@@ -57,8 +58,13 @@ class Checkpoint:
                 f"resume with num_envs {theirs[0]} and replay.capacity {theirs[0] * theirs[1]}"
             )
         for chunk in saved.chunks:
-            rows = _load(self.directory / chunk.file.name, torch.device("cpu"))
-            replay.write_rows(np.array(chunk.first), np.array(chunk.last), rows)
+            path = self.directory / chunk.file.name
+            rows = _load(path, torch.device("cpu"))
+            try:
+                _check_num_rows(rows, chunk)
+                replay.write_rows(np.array(chunk.first), np.array(chunk.last), rows)
+            except ValueError as error:
+                raise UserError(f"{path} does not hold the rows that {MANIFEST} says ({error}); {ADVICE}") from None
         replay.restore_written(np.array(saved.written), saved.id)
 
 
@@ -162,6 +168,15 @@ def _load(path: Path, device: torch.device) -> dict[str, Tensor]:
         return load_file(path, device=str(device))
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} cannot be read ({' '.join(str(error).split())}); {ADVICE}") from None
+
+
+def _check_num_rows(rows: dict[str, Tensor], chunk: Chunk) -> None:
+    """Raises ValueError unless each field has the chunk's rows: before memory is taken for as many as the manifest claims."""
+    for name, field in rows.items():
+        if field.shape[:1] != (chunk.num_rows,):
+            raise ValueError(f"{name} must have {chunk.num_rows} rows, got shape {tuple(field.shape)}")
+    if not rows and chunk.num_rows:
+        raise ValueError(f"expected {chunk.num_rows} rows, got nothing")
 
 
 def _delete(directory: Path, kept: set[str]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from stormfast import __version__
-from stormfast.config import EvaluateConfig, Preset, TrainConfig, check_resumable, nearest, preset_config, validate, validate_evaluation
+from stormfast.config import EvaluateConfig, Preset, TrainConfig, check_name, check_resumable, nearest, preset_config, validate, validate_evaluation
 from stormfast.errors import UserError
 from stormfast.games import BUILT_IN, SCORES, check_game
 
@@ -29,20 +29,52 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; argv is sys.argv[1:] unless given. Returns the exit status."""
     args = list(sys.argv[1:] if argv is None else argv)
     try:
-        status = _run(args)
+        if sys.stdout is None:
+            raise UserError("standard output is closed; leave it open, or send it to a file")
+        status = _run_or_help(args)
         sys.stdout.flush()
-    except SystemExit as stop:  # tyro printed a help text
-        return int(stop.code or 0)
     except UserError as error:
-        print(f"stormfast: error: {error}", file=sys.stderr)
-        return 2
+        return _fail(error)
     except KeyboardInterrupt:
         print("stormfast: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader left, as in `stormfast games | head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at exit
+        _discard_stdout()
         return 141
+    except OSError as error:
+        if _stdout_works():
+            raise
+        _discard_stdout()
+        return _fail(f"standard output cannot be written: {error.strerror or error}; send it elsewhere")
     return status
+
+
+def _fail(error: object) -> int:
+    """Tells an error in one line, whatever line breaks the names in it have. Returns the exit status."""
+    if sys.stderr is not None:  # print would take stdout instead
+        print(f"stormfast: error: {' '.join(str(error).split())}", file=sys.stderr)
+    return 2
+
+
+def _stdout_works() -> bool:
+    """False where it was stdout that failed: it then fails again."""
+    try:
+        print(flush=True)
+    except OSError:
+        return False
+    return True
+
+
+def _discard_stdout() -> None:
+    """What is still to be written goes nowhere: the interpreter flushes once more at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _run_or_help(args: list[str]) -> int:
+    try:
+        return _run(args)
+    except SystemExit as stop:  # tyro printed a help text
+        return int(stop.code or 0)
 
 
 def _run(args: list[str]) -> int:
@@ -111,6 +143,7 @@ def _resumed(args: list[str], asked: TrainConfig) -> TrainConfig:
         newest = newest_run()
         hint = f"the newest run is {newest}: add --run-dir {newest}" if newest else "there is no run under runs/ yet; leave --resume out to start one"
         raise UserError(f"--resume needs the --run-dir of the run to go on with; {hint}")
+    check_name("run_dir", asked.run_dir)
     saved = load_config(Path(asked.run_dir))
     config = parse(TrainConfig, args, "stormfast train", saved)
     if config.preset == "auto":

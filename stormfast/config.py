@@ -44,7 +44,7 @@ class Range:
         return " and ".join(f"{sign} {bound}" for sign, bound in bounds if bound is not None) or "finite"
 
 
-POSITIVE = Range(ge=1)
+POSITIVE = Range(ge=1, le=10**9)  # an upper bound, so that no size overflows; what does not fit in memory is told when it is made
 SHARE = Range(ge=0, le=1)
 RATE = Range(ge=0, le=64)  # a step must end: signals are answered between steps
 SEED = Range(ge=0, lt=2**31 - 1024)  # envpool takes int32, and environment k gets seed + k
@@ -78,7 +78,7 @@ class WorldModelConfig:
     classes: Annotated[int, Range(ge=2), Doc("classes of each categorical (K)")] = 32
     unimix: Annotated[float, Range(ge=0, lt=1), Doc("uniform share mixed into each categorical")] = 0.01
     width: Annotated[int, POSITIVE, Doc("model width of the sequence model (D)")] = 512
-    layers: Annotated[int, POSITIVE, Doc("transformer blocks")] = 2
+    layers: Annotated[int, Range(ge=1, le=128), Doc("transformer blocks")] = 2
     heads: Annotated[int, POSITIVE, Doc("attention heads")] = 8
     dropout: Annotated[float, Range(ge=0, lt=1), Doc("dropout in the transformer")] = 0.1
     max_length: Annotated[int, Range(ge=2), Doc("learned positions: the longest window, in steps")] = 64
@@ -399,10 +399,22 @@ def _validate_fields(config: Any, prefix: str) -> None:
         kind, *notes = get_args(hint)
         if not _fits(value, kind):
             raise UserError(f"{name} must be {_kind_name(kind)}, got {value!r}")
+        if isinstance(value, str):
+            check_name(name, value)
         for bounds in (note for note in notes if isinstance(note, Range)):
             numbers = value if isinstance(value, tuple) else (value,)
             if value is not None and not all(number in bounds for number in numbers):
                 raise UserError(f"{name} must be {bounds}, got {value!r}")
+
+
+def check_name(field_name: str, value: str) -> None:
+    """Raises UserError for text that can name nothing: an empty one, or bytes of the command line that are not UTF-8."""
+    if not value.strip():
+        raise UserError(f"{field_name} must not be empty, got '{value}'; give a name or leave it out")
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # surrogates stand for bytes that do not decode
+        raise UserError(f"{field_name} must be UTF-8 text, got {value!a}; choose another name") from None
 
 
 def _fits(value: Any, kind: Any) -> bool:
@@ -434,14 +446,18 @@ def from_json(text: str) -> TrainConfig:
     """The config that to_json wrote. Raises UserError for anything else."""
     try:
         nested = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+        values = dict(_flatten_dict(nested, "")) if isinstance(nested, dict) else {}
+    except (ValueError, RecursionError) as error:  # ValueError: also an integer of more digits than Python reads
         raise UserError(f"config.json must be what stormfast saved, but it does not parse ({error}); start a new run") from None
-    if not isinstance(nested, dict) or "game" not in nested:
+    if "game" not in values:
         raise UserError("config.json must be what stormfast saved, but it holds no settings; start a new run")
-    values = dict(_flatten_dict(nested, ""))
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     config = override(TrainConfig(), values)
     validate(config)
+    missing = [name for name in flatten(config) if name not in values]  # its default today may not be what the run was trained with
+    if missing:
+        reason = "another version saved it, or it was edited"
+        raise UserError(f"config.json must hold every setting, but {missing[0]} is missing: {reason}; start a new run")
     return config
 
 

@@ -49,6 +49,11 @@ def native_bfloat16(device: torch.device) -> tuple[bool, str]:
     return False, "the CPU has neither AMX nor AVX512_BF16"
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed. On a CPU torch raises a plain RuntimeError for it."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
+
+
 def auto_preset(device_name: str) -> tuple[Preset, str]:
     """The preset that `--preset auto` takes for a device name, and why."""
     device = resolve_device(device_name)

@@ -13,6 +13,7 @@ from stormfast.errors import UserError
 
 FORMAT = 1  # raised when an older stormfast could not read what this one writes
 MANIFEST = "checkpoint.json"
+MAX_INT = 2**53  # what every JSON reader holds exactly, and int64 with room to add
 ADVICE = "put back an intact copy, or start a new run with another --run-dir"
 
 
@@ -107,32 +108,37 @@ def read_manifest(directory: Path) -> Manifest:
         ) from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}; make it readable") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:  # also JSON and Unicode errors
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:  # also JSON and Unicode errors
         raise UserError(f"{path} is damaged ({type(error).__name__}: {' '.join(str(error).split())}); {ADVICE}") from None
 
 
 def _from_document(document: dict[str, Any]) -> Manifest:
     replay = document["replay"]
     chunks = tuple(Chunk(_file(c["file"]), _counts(c["first"]), _counts(c["last"])) for c in replay["chunks"])
-    files = ReplayFiles(str(replay["id"]), int(replay["rows_per_stream"]), _counts(replay["written"]), chunks)
+    files = ReplayFiles(str(replay["id"]), _integer(replay["rows_per_stream"]), _counts(replay["written"]), chunks)
     files.check()
     if not isinstance(document["meta"], dict):
         raise ValueError("meta is no object")
-    return Manifest(int(document["step"]), _file(document["state"]), files, document["meta"])
+    return Manifest(_integer(document["step"]), _file(document["state"]), files, document["meta"])
 
 
 def _file(entry: dict[str, Any]) -> File:
-    file = File(str(entry["name"]), int(entry["bytes"]), str(entry["sha256"]))
+    file = File(str(entry["name"]), _integer(entry["bytes"]), str(entry["sha256"]))
     if Path(file.name).name != file.name:
         raise ValueError(f"{file.name} is no name of a file beside it")
     return file
 
 
 def _counts(values: list[Any]) -> tuple[int, ...]:
-    counts = tuple(int(value) for value in values)
-    if min(counts) < 0:
-        raise ValueError(f"negative count in {values}")
-    return counts
+    if not values:
+        raise ValueError("no counts where one for each stream is expected")
+    return tuple(_integer(value) for value in values)
+
+
+def _integer(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < MAX_INT:
+        raise ValueError(f"expected an integer >= 0 and < 2**53, got {str(value)[:40]}")
+    return value
 
 
 def describe(path: Path) -> File:

@@ -87,15 +87,16 @@ class MetricsLog:
     def __init__(self, run_dir: Path, tensorboard: bool, resume_step: int | None) -> None:
         """Opens the log of a new run (resume_step None), or goes on after resume_step, dropping what was logged later.
 
-        Raises: UserError when the metrics.jsonl to go on with is damaged; FileExistsError when a new run finds one.
+        Raises: UserError when a log to go on with is damaged or cannot be opened; FileExistsError when a new run finds one.
         """
         path = Path(run_dir) / METRICS
-        kept = [] if resume_step is None else _lines_until(path, resume_step)
-        if resume_step is not None:
-            write_whole(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
-        self._file: TextIO = open(path, "x" if resume_step is None else "a", encoding="utf-8")  # noqa: SIM115 (closed by close())
-        self._started = time.monotonic() - (kept[-1]["seconds"] if kept else 0.0)
-        self._board = _open_board(Path(run_dir) / TENSORBOARD, resume_step) if tensorboard else None
+        self._file, seconds = _create(path) if resume_step is None else _reopen(path, resume_step)
+        self._started = time.monotonic() - seconds
+        try:
+            self._board = _open_board(Path(run_dir) / TENSORBOARD, resume_step) if tensorboard else None
+        except BaseException:
+            self._file.close()
+            raise
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Appends the metrics of a step, on disk at once as far as this process can see to it."""
@@ -116,10 +117,28 @@ class MetricsLog:
             self._board.close()
 
 
+def _create(path: Path) -> tuple[TextIO, float]:
+    return open(path, "x", encoding="utf-8"), 0.0
+
+
+def _reopen(path: Path, step: int) -> tuple[TextIO, float]:
+    """metrics.jsonl without what came after a step, open at its end; and the seconds of its last line."""
+    try:
+        kept = _lines_until(path, step)
+        write_whole(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        return open(path, "a", encoding="utf-8"), kept[-1]["seconds"] if kept else 0.0
+    except OSError as error:
+        raise UserError(f"{path} must be a file that can be read and written: {error.strerror or error}; repair or remove it, then resume") from None
+
+
 def _open_board(path: Path, resume_step: int | None) -> Any:
     from torch.utils.tensorboard import SummaryWriter  # half a second to import, and only wanted by those who ask for it
 
-    return SummaryWriter(str(path), purge_step=None if resume_step is None else resume_step + 1)
+    try:
+        return SummaryWriter(str(path), purge_step=None if resume_step is None else resume_step + 1)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{path} must be a directory that can be written: {reason}; remove it, or add --logging.no-tensorboard") from None
 
 
 def _lines_until(path: Path, step: int) -> list[dict[str, Any]]:
@@ -129,9 +148,18 @@ def _lines_until(path: Path, step: int) -> list[dict[str, Any]]:
     kept = []
     for number, line in enumerate(lines, 1):
         try:
-            entry = json.loads(line)
+            entry = _entry(line)
             if entry["step"] <= step:
-                kept.append(entry | {"seconds": float(entry["seconds"])})
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError):
-            raise UserError(f"{path} must hold one JSON object a line, but line {number} is damaged; repair or remove it, then resume") from None
+                kept.append(entry)
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError):  # also JSON errors
+            raise UserError(f"{path} must hold a JSON object of finite numbers a line, but line {number} is damaged; repair or remove it") from None
     return kept
+
+
+def _entry(line: str) -> dict[str, Any]:
+    """A line of metrics.jsonl. Raises one of many errors for anything else, such as a number that is not finite."""
+    entry = json.loads(line)
+    seconds = float(entry["seconds"])
+    if type(entry["step"]) is not int or not all(math.isfinite(value) for value in (seconds, *entry.values())):
+        raise ValueError("step must be an integer, and each metric a finite number")
+    return entry | {"seconds": seconds}

@@ -1,5 +1,6 @@
 """The live progress display of a terminal; one line a report where there is none."""
 
+import contextlib
 import sys
 import time
 from collections import deque
@@ -22,6 +23,12 @@ SHOWN = {  # metric -> its name here
     "agent/value": "value loss",
     "agent/entropy": "entropy",
 }
+
+
+def tell(line: str) -> None:
+    """Prints a line on stderr. A reader that has left, as `| head -1` does, must not end a run."""
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
 
 
 class Progress:
@@ -61,8 +68,9 @@ class Progress:
             self.values |= values
             if self._live is None:
                 self._mark(now)
-                self._console.file.write(self._line() + "\n")
-                self._console.file.flush()
+                with contextlib.suppress(OSError):  # as in tell()
+                    self._console.file.write(self._line() + "\n")
+                    self._console.file.flush()
         if now >= self._redraw_at:
             self._redraw_at = now + REDRAW_EVERY
             self._mark(now)

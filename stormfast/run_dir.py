@@ -75,17 +75,26 @@ def load_config(run_dir: Path) -> TrainConfig:
     Raises: UserError for a directory that is missing or no run, and for a config.json that is not what was saved.
     """
     path = Path(run_dir) / CONFIG
-    if not path.parent.is_dir():
-        raise UserError(f"Run directory {path.parent} does not exist.{_hint()}")
-    if not path.exists():
-        raise UserError(f"{path.parent} is not a run: it holds no {CONFIG}.{_hint()}")
     try:
-        config = from_json(path.read_text(encoding="utf-8"))
+        _check_is_run(path.parent)
+        text = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+    try:
+        config = from_json(text.decode())
     except (UserError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is damaged: {error}") from None
     return dataclasses.replace(config, run_dir=str(path.parent))
+
+
+def _check_is_run(path: Path) -> None:
+    """Raises: UserError where there is no run; OSError for a name that no file can have."""
+    if not path.exists():
+        raise UserError(f"Run directory {path} does not exist.{_hint()}")
+    if not path.is_dir():
+        raise UserError(f"{path} is a file, not a run directory.{_hint()}")
+    if not (path / CONFIG).exists():
+        raise UserError(f"{path} is not a run: it holds no {CONFIG}.{_hint()}")
 
 
 def newest_run() -> Path | None:

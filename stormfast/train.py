@@ -3,34 +3,49 @@
 stormfast train --game Pong
 """
 
+import contextlib
 import os
 import signal
-import sys
 from pathlib import Path
 from types import FrameType
 
 import nvtx
 
 from stormfast.config import TrainConfig
+from stormfast.device import out_of_memory
 from stormfast.errors import UserError
-from stormfast.progress import Progress
+from stormfast.progress import Progress, tell
 from stormfast.run import Run, build
 from stormfast_kernels import report
 
 
 def train(config: TrainConfig, run_dir: Path) -> int:
     """Trains until config.steps, saving as it goes. Returns the exit status: 0, or 128 + the signal that stopped it."""
-    with StopSignal() as stop, build(config, run_dir) as run:
-        print(describe(run), file=sys.stderr)
-        with Progress(config.steps, run.step, config.game) as progress:
-            while run.step < config.steps and not stop.caught:
-                progress.update(run.step, advance(run))
-            if run.step != run.saved_at:
-                progress.update(run.step, save(run))
+    with StopSignal() as stop:
+        try:
+            with build(config, run_dir) as run:
+                learn(run, stop)
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            raise UserError("This run does not fit in memory; take a smaller preset, batch or --replay.capacity, or another --device.") from None
     stopped = f"stopped by {stop.name} at" if stop.caught else "finished at"
     advice = f"go on with `stormfast train --run-dir {run_dir} --resume`" if stop.caught else f"score it with `stormfast evaluate {run_dir}`"
-    print(f"{stopped} step {run.step}, saved in {run_dir}; {advice}", file=sys.stderr)
+    tell(f"{stopped} step {run.step}, saved in {run_dir}; {advice}")
     return 128 + stop.caught if stop.caught else 0
+
+
+def learn(run: Run, stop: "StopSignal") -> None:
+    """Steps and updates until the run has its steps or is told to stop; the last state is saved."""
+    config = run.config
+    tell(describe(run))
+    if run.step >= config.steps:
+        tell(f"nothing to do: the run is at step {run.step} and --steps is {config.steps}; give more to go on")
+    with Progress(config.steps, run.step, config.game) as progress:
+        while run.step < config.steps and not stop.caught:
+            progress.update(run.step, advance(run))
+        if run.step != run.saved_at:
+            progress.update(run.step, save(run))
 
 
 def describe(run: Run) -> str:
@@ -61,6 +76,7 @@ def advance(run: Run) -> dict[str, float] | None:
         with nvtx.annotate("agent"):
             context = replay.sample(config.imagination.batch_size, config.imagination.context, run.generator)
             run.metrics.add(learner.update_agent(context))
+    run.collector.player.refresh()
     if crossed(before, run.step, config.logging.save_every):
         return save(run)
     return write_metrics(run) if crossed(before, run.step, config.logging.every) else None
@@ -120,4 +136,5 @@ class StopSignal:
             self.__exit__()
             raise KeyboardInterrupt
         self.caught = number
-        os.write(sys.stderr.fileno(), b"\nstopping after this step; once more to stop at once, unsaved\n")  # print is not safe in a handler
+        with contextlib.suppress(OSError):  # not print, which is not safe in a handler; 2 is stderr, where it is open
+            os.write(2, b"\nstopping after this step; once more to stop at once, unsaved\n")

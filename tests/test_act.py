@@ -67,7 +67,7 @@ def episode_flags():
     is_first, is_last = np.zeros((2, STEPS, N), bool)
     is_first[0] = True
     for n, length in ((1, 3), (2, 9)):
-        is_last[length::length + 1, n] = True
+        is_last[length :: length + 1, n] = True
         is_first[length + 1 :: length + 1, n] = True
     return is_first, is_last
 
@@ -131,6 +131,28 @@ def test_a_prior_player_begins_at_random_and_a_posterior_player_does_not():
             actions |= set(player.act(obs, first).tolist())
         assert actions == expected
         assert set(player.act(obs, ~first).tolist()) == {1}
+
+
+@torch.no_grad()
+def test_refresh_encodes_the_remembered_frames_with_the_new_weights():
+    learner, rng = tiny_learner(), np.random.default_rng(0)
+    model = learner.world_model
+    player = Player(model, learner.agent, learner.config.acting, N)
+    nowhere, seen = np.zeros(N, bool), []
+    for _ in range(C + 2):  # two more than it holds
+        seen.append(frames(rng))
+        player.act(seen[-1], nowhere)
+    before, action = player.latent.clone(), player.action.clone()
+    for parameter in model.encoder.parameters():
+        parameter += 0.3 * torch.randn_like(parameter)
+    torch.manual_seed(5)
+    player.refresh()
+    torch.manual_seed(5)
+    remembered = torch.from_numpy(np.stack(seen[-C:], 1))
+    expected = model.sample(model.encode(remembered), torch.rand(N, C, model.config.categoricals))
+    assert torch.equal(player.latent, expected)
+    assert not torch.equal(player.latent, before)
+    assert torch.equal(player.action, action)
 
 
 def test_state_brings_a_player_back():

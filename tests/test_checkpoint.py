@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import errno
 import itertools
 import json
@@ -15,12 +16,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from stormfast import checkpoint
 from stormfast.batch import Transition
 from stormfast.checkpoint import load_checkpoint, save_checkpoint
 from stormfast.errors import UserError
+from stormfast.manifest import describe
 from stormfast.replay import ROW_BYTES, Replay
 
 CPU = torch.device("cpu")
@@ -497,6 +499,16 @@ def test_another_format_is_told(run):
         lambda d: d.pop("format"),
         lambda d: d.pop("state"),
         lambda d: d.update(step="many"),
+        lambda d: d.update(step=-3),
+        lambda d: d.update(step=2**53),
+        lambda d: d.update(step=10**400),
+        lambda d: d.update(step=float("inf")),
+        lambda d: d.update(step=1.5),
+        lambda d: d.update(step=True),
+        lambda d: d["state"].update(bytes=10**400),
+        lambda d: d["replay"].update(rows_per_stream=10**400),
+        lambda d: d["replay"].update(written=[10**400, 4]),
+        lambda d: d["replay"].update(chunks=[]),
         lambda d: d.update(meta=[]),
         lambda d: d.update(replay=None),
         lambda d: d["state"].update(name="../../config.json"),
@@ -514,7 +526,9 @@ def test_a_manifest_that_makes_no_sense_is_told(run, change):
     told(run, "checkpoint.json is damaged", "put back an intact copy")
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'"text"'])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'"text"', 100_000 * b"[", 5_000 * b"1", b'{"format": 1, "step": 1e400}'], ids=range(9)
+)
 def test_a_manifest_that_does_not_parse_is_told(run, content):
     (run / "checkpoint" / "checkpoint.json").write_bytes(content)
     told(run, "checkpoint.json is damaged")
@@ -541,6 +555,28 @@ def test_a_replay_of_other_sizes_is_told(run, capacity, num_streams):
     with pytest.raises(UserError, match=r"checkpoint\.json holds a replay of 2 streams x 6 rows, .* resume with num_envs 2 and replay\.capacity 12"):
         load_checkpoint(run, CPU).restore_replay(replay)
     assert len(replay) == 0
+
+
+def shorten(document, last):
+    """Makes the manifest say that the last chunk ends, and writing stopped, at other rows than it does."""
+    document["replay"].update(written=last)
+    document["replay"]["chunks"][-1].update(last=last)
+
+
+@pytest.mark.parametrize("last", [[3, 4], [2**52, 2**52], [4, 5]])
+def test_rows_that_are_not_what_the_manifest_says_are_told(run, last):
+    edit(run, lambda document: shorten(document, last))
+    with pytest.raises(UserError, match=r"replay-4-8\.safetensors does not hold the rows that checkpoint\.json says .*put back an intact copy"):
+        load_checkpoint(run, CPU).restore_replay(Replay(12, 2, CPU))
+
+
+def test_replay_files_of_other_fields_are_told(run):
+    path = run / "checkpoint" / "replay-4-8.safetensors"
+    for rows in ({}, {"obs": load_file(path)["obs"]}):
+        save_file(rows, path)
+        edit(run, lambda document: document["replay"]["chunks"][-1].update(file=dataclasses.asdict(describe(path))))
+        with pytest.raises(UserError, match=r"replay-4-8\.safetensors does not hold the rows"):
+            load_checkpoint(run, CPU).restore_replay(Replay(12, 2, CPU))
 
 
 def test_a_replay_with_rows_is_not_overwritten(run, rng):

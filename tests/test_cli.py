@@ -32,10 +32,23 @@ BAD = [
     (["train", "--preset", "tiny", "--resume"], "--resume needs the --run-dir of the run to go on with"),
     (["train", "--preset", "tiny", "--resume", "--run-dir", "none"], "Run directory none does not exist."),
     (["train", "--preset", "tiny", "--run-dir", "file"], "--run-dir must be a directory, but file is a file"),
+    (["train", "--preset", "tiny", "--", "--seed", "3"], "Unexpected argument '--'. Leave it out."),
+    (["train", "--world-model.channels", "1.5", "2", "3", "4"], "--world-model.channels must be integers, got '1.5', '2', '3', '4'."),
+    (["train", "--preset", "tiny", "--run-dir", ""], "run_dir must not be empty, got ''"),
+    (["train", "--preset", "tiny", "--resume", "--run-dir", ""], "run_dir must not be empty, got ''"),
+    (["train", "--preset", "tiny", "--run-dir", "\udcff"], "run_dir must be UTF-8 text, got '\\udcff'"),
+    (["train", "--preset", "tiny", "--resume", "--run-dir", "\udcff"], "run_dir must be UTF-8 text, got '\\udcff'"),
+    (["train", "--preset", "tiny", "--run-dir", 300 * "a"], "--run-dir must be a directory that can be written"),
+    (["train", "--preset", "tiny", "--resume", "--run-dir", 300 * "a"], f"{300 * 'a'}/config.json cannot be read: File name too long"),
+    (["train", "--preset", "tiny", "--resume", "--run-dir", "a\n b"], "Run directory a b does not exist."),
+    (["evaluate", ""], "run must not be empty, got ''"),
+    (["evaluate", "\udcff"], "run must be UTF-8 text, got '\\udcff'"),
+    (["evaluate", 300 * "a"], f"{300 * 'a'}/config.json cannot be read: File name too long"),
+    (["evaluate", "file"], "file is a file, not a run directory."),
     (["train", "--preset", "tiny", "--help", "--x"], "Unknown field '--x'."),
     (["evaluate"], "RUN is missing: run directory"),
     (["evaluate", "none"], "Run directory none does not exist."),
-    (["evaluate", "none", "--episodes", "0"], "episodes must be >= 1, got 0"),
+    (["evaluate", "none", "--episodes", "0"], "episodes must be >= 1"),
     (["evaluate", "a", "b"], "Unexpected argument 'b'."),
     (["games", "Pong"], "`stormfast games` takes no arguments, got 'Pong'"),
     (["doctor", "now"], "`stormfast doctor` takes no arguments, got 'now'"),
@@ -62,7 +75,7 @@ def error_line(capsys: pytest.CaptureFixture[str]) -> str:
     return line
 
 
-@pytest.mark.parametrize(("args", "expected"), BAD, ids=[" ".join(args) for args, _ in BAD])
+@pytest.mark.parametrize(("args", "expected"), BAD, ids=[ascii(" ".join(args))[:60] for args, _ in BAD])
 def test_bad_input_is_one_line_and_status_2(
     args: list[str], expected: str, trained: list[object], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -134,6 +147,32 @@ def test_reader_that_leaves_is_no_error(command: list[str]) -> None:
     assert process.stderr.read() == b""
     process.stderr.close()
     assert process.wait() == 141
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("args", [["games"], ["train", "--help"], ["train"]])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_full_stdout_is_told(args: list[str], unbuffered: str, command: list[str], tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+        done = subprocess.run([*command, *args], stdout=full, stderr=subprocess.PIPE, text=True, check=False, cwd=tmp_path, env=environment)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith("stormfast: error: standard output cannot be written: No space left on device")
+
+
+def test_closed_stdout_is_told(command: list[str]) -> None:
+    for closing, expected in ((">&-", "stormfast: error: standard output is closed; leave it open, or send it to a file\n"), (">&- 2>&-", "")):
+        done = subprocess.run(["sh", "-c", f'"$@" {closing}', "sh", *command, "games"], stderr=subprocess.PIPE, text=True, check=False)
+        assert (done.returncode, done.stderr) == (2, expected)
+
+
+def test_os_errors_of_other_files_keep_their_traceback(trained: list[object]) -> None:
+    def fail(config: TrainConfig, path: Path) -> int:
+        raise OSError(28, "a bug")
+
+    sys.modules["stormfast.train"].train = fail  # type: ignore[attr-defined]
+    with pytest.raises(OSError, match="a bug"):
+        cli.main(["train", "--preset", "tiny", "--run-dir", "r"])
 
 
 def test_games_lists_all(capsys: pytest.CaptureFixture[str]) -> None:

@@ -131,13 +131,43 @@ def test_a_torn_last_line_is_dropped(tmp_path, torn):
     assert [line["step"] for line in lines(tmp_path)] == [10, 20]
 
 
-@pytest.mark.parametrize("damage", ["rubbish", "{}", "[1]", '{"step": 3}', '{"step": 3, "seconds": "x"}'])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "rubbish",
+        "{}",
+        "[1]",
+        '{"step": 3}',
+        '{"step": 3, "seconds": "x"}',
+        '{"step": 3, "seconds": 1e999}',
+        '{"step": 3, "seconds": NaN}',
+        '{"step": 3, "seconds": 1' + 400 * "0" + "}",
+        '{"step": 1e999, "seconds": 1}',
+        '{"step": 3, "seconds": 1, "loss": NaN}',
+        '{"step": 3, "seconds": 1, "loss": "low"}',
+        100_000 * "[",
+    ],
+    ids=lambda damage: damage[:40],
+)
 def test_a_damaged_line_in_the_middle_is_told(tmp_path, damage):
     text = write_log(tmp_path, [10]) + damage + "\n" + write_log(tmp_path, [20])
     (tmp_path / "metrics.jsonl").write_text(text)
     with pytest.raises(UserError, match="line 2"):
         MetricsLog(tmp_path, tensorboard=False, resume_step=50)
     assert (tmp_path / "metrics.jsonl").read_text() == text  # nothing lost
+
+
+def test_a_log_that_is_no_file_is_told(tmp_path):
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(UserError, match=r"metrics\.jsonl must be a file that can be read and written: Is a directory; .* then resume"):
+        MetricsLog(tmp_path, tensorboard=False, resume_step=50)
+
+
+@pytest.mark.parametrize("resume_step", [None, 50])
+def test_a_tensorboard_that_is_no_directory_is_told(tmp_path, resume_step):
+    (tmp_path / "tensorboard").write_text("")
+    with pytest.raises(UserError, match=r"tensorboard must be a directory that can be written: .*--logging\.no-tensorboard"):
+        MetricsLog(tmp_path, tensorboard=True, resume_step=resume_step)
 
 
 def test_resume_without_a_log_starts_one(tmp_path):

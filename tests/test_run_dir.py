@@ -1,5 +1,6 @@
 """Run directories: made, refused, read back; whole files survive a failing write."""
 
+import json
 import os
 from pathlib import Path
 
@@ -113,10 +114,35 @@ def test_missing_directory_names_the_newest_run(tmp_path: Path, monkeypatch: pyt
     assert "is not a run" in message(run_dir.load_config, tmp_path / "none")
 
 
-@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"{}", b"\xff\xfe{", b"null", b"[" * 100_000, b'{"game": 3}', b'{"game": "Pong", "agent": 3}'])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"{}",
+        b"\xff\xfe{",
+        b"null",
+        b"[" * 100_000,
+        b'{"game": 3}',
+        b'{"game": "Pong", "agent": 3}',
+        b'{"game": "Pong", "seed": ' + 5000 * b"1" + b"}",
+        600 * b'{"agent": ' + b"1" + 600 * b"}",
+    ],
+)
 def test_damaged_config(tmp_path: Path, damage: bytes) -> None:
     (tmp_path / "config.json").write_bytes(damage)
     assert "config.json is damaged" in message(run_dir.load_config, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["steps", "agent.gamma", "logging.tensorboard"])
+def test_config_without_a_setting_names_it(tmp_path: Path, name: str) -> None:
+    path = run_dir.create(config_in(tmp_path / "run")) / "config.json"
+    saved = json.loads(path.read_text())
+    *group, leaf = name.split(".")
+    (saved[group[0]] if group else saved).pop(leaf)
+    path.write_text(json.dumps(saved))
+    assert f"must hold every setting, but {name} is missing" in message(run_dir.load_config, path.parent)
 
 
 @pytest.mark.parametrize("length", range(0, 700, 61))

@@ -141,6 +141,29 @@ def test_environments_of_neighbouring_runs_are_seeded_far_apart() -> None:
     assert all(abs(env_seed(0, None) - env_seed(seed, None)) > 256 for seed in range(1, 10))
 
 
+def test_what_does_not_fit_in_memory_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not fit in memory"):
+        train(small_config(tmp_path, game="Catch", steps=10, world_model__width=10**6), tmp_path)
+
+
+def test_a_finished_run_has_nothing_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = small_config(tmp_path / "run", game="Catch", steps=50)
+    run(config)
+    run(replace(config, steps=45, resume=True))
+    assert "nothing to do: the run is at step 50" in capsys.readouterr().err
+    assert load_checkpoint(tmp_path / "run", "cpu").step == 50
+
+
+def test_a_reader_that_leaves_does_not_end_the_run(tmp_path: Path, command: list[str]) -> None:
+    flags = ["--game", "Catch", "--preset", "tiny", "--steps", "120", "--run-dir", str(tmp_path / "run"), "--logging.every", "10"]
+    process = subprocess.Popen([*command, "train", *flags], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    assert process.stderr is not None
+    process.stderr.readline()
+    process.stderr.close()
+    process.wait(timeout=120)
+    assert load_checkpoint(tmp_path / "run", "cpu").step == 120
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_leaves_with_one_line(tmp_path: Path, number: signal.Signals) -> None:
     run_dir = tmp_path / "run"
