@@ -68,7 +68,8 @@ def advance(run: Run) -> dict[str, float] | None:
         transition = run.collector.step(at_random=before < config.acting.random_steps)
         replay.append(transition)
     run.step += transition.num_steps
-    for _ in range(due(before, run.step, config.world_model.updates_per_step, config.acting.random_steps)):
+    updates = due(before, run.step, config.world_model.updates_per_step, config.acting.random_steps)
+    for _ in range(updates):
         with nvtx.annotate("world_model"):
             batch = replay.sample(config.world_model.batch_size, config.world_model.batch_length, run.generator)
             run.metrics.add(learner.update_world_model(batch))
@@ -76,7 +77,8 @@ def advance(run: Run) -> dict[str, float] | None:
         with nvtx.annotate("agent"):
             context = replay.sample(config.imagination.batch_size, config.imagination.context, run.generator)
             run.metrics.add(learner.update_agent(context))
-    run.collector.player.refresh()
+    if updates:
+        run.collector.player.refresh()
     if crossed(before, run.step, config.logging.save_every):
         return save(run)
     return write_metrics(run) if crossed(before, run.step, config.logging.every) else None
