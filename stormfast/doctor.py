@@ -108,10 +108,11 @@ def _triton() -> str:
 
 
 def _kernels() -> str:
+    from stormfast.device import resolve_device
     from stormfast_kernels import dispatch
 
     try:
-        return dispatch.report()
+        return dispatch.report(resolve_device("auto"))
     except ValueError as error:  # STORMFAST_KERNELS asks for what is not here
         return f"problem: {error}"
 

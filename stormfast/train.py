@@ -56,7 +56,7 @@ def describe(run: Run) -> str:
     start = f"step {run.step} of {config.steps}" if run.step else f"{config.steps} steps"
     return (
         f"{config.game}: {start}, preset {config.preset}, protocol {config.protocol}, seed {config.seed}, {config.num_envs} x {backend}, "
-        f"{learner.device} {precision}, {report()}; run directory {run.run_dir}"
+        f"{learner.device} {precision}, {report(learner.device)}; run directory {run.run_dir}"
     )
 
 

@@ -1,7 +1,8 @@
 """Which implementation of a kernel runs: STORMFAST_KERNELS=reference|triton|auto (default auto) decides.
 
-An implementation joins by registering itself under its function's name and its backend's; the public functions look
-theirs up here at every call.
+auto takes Triton on a CUDA device where it works, which is tried once a device: each kernel runs there on a small case
+and is compared with its reference. An implementation joins by registering itself under its function's name and its
+backend's; the public functions look theirs up here at every call.
 """
 
 import os
@@ -10,12 +11,17 @@ from typing import Any, TypeVar
 
 import torch
 
+from stormfast_kernels import launch
+
 VARIABLE = "STORMFAST_KERNELS"
 CHOICES = ("reference", "triton", "auto")
+LEAST_CAPABILITY = (8, 0)  # bfloat16 and the instructions the kernels are compiled for; nothing older is tested
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 _implementations: dict[tuple[str, str], Callable[..., Any]] = {}
+_trials: list[Callable[[torch.device], None]] = []
+_trouble: dict[str, str | None] = {}  # device -> why Triton does not work there
 
 
 def register(function: str, backend: str) -> Callable[[F], F]:
@@ -28,6 +34,12 @@ def register(function: str, backend: str) -> Callable[[F], F]:
     return add
 
 
+def register_trial(trial: Callable[[torch.device], None]) -> Callable[[torch.device], None]:
+    """Decorator: a small case on a device that raises where the kernel fails there or differs from its reference."""
+    _trials.append(trial)
+    return trial
+
+
 def requested() -> str:
     """The choice in the environment. Raises: ValueError when it is none of CHOICES."""
     choice = os.environ.get(VARIABLE, "auto")
@@ -37,15 +49,48 @@ def requested() -> str:
 
 
 def backend(device: torch.device | str) -> str:
-    """The backend that runs on a device.
+    """The backend that runs on a device: "reference" or "triton".
 
-    Raises: ValueError when the environment asks for one that is not here.
+    Raises: ValueError when the environment asks for one that does not work there.
     """
-    if requested() == "triton":
-        raise ValueError(
-            f"{VARIABLE}=triton asks for Triton kernels on {device}, and this version has reference kernels only; set {VARIABLE}=auto or reference"
-        )
+    choice = requested()
+    if choice == "reference":
+        return "reference"
+    device = torch.device(device)
+    if choice == "auto" and device.type != "cuda":
+        return "reference"
+    trouble = trouble_with_triton(device)
+    if trouble is None:
+        return "triton"
+    if choice == "triton":
+        raise ValueError(f"{VARIABLE}=triton, but the Triton kernels do not run on {device}: {trouble}; set {VARIABLE}=auto or reference")
     return "reference"
+
+
+@torch.compiler.assume_constant_result
+def trouble_with_triton(device: torch.device) -> str | None:
+    """Why the Triton kernels do not work on a device, or None where they do; found out once a device, on the first call."""
+    key = str(device)
+    if key not in _trouble:
+        _trouble[key] = _find_trouble(device)
+    return _trouble[key]
+
+
+def _find_trouble(device: torch.device) -> str | None:
+    if launch.IMPORT_TROUBLE is not None:
+        return launch.IMPORT_TROUBLE
+    if device.type != "cuda":
+        return None if launch.INTERPRETED and device.type == "cpu" else "Triton compiles for CUDA devices (TRITON_INTERPRET=1 interprets, for tests)"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < LEAST_CAPABILITY:
+        needed, found = (".".join(map(str, c)) for c in (LEAST_CAPABILITY, capability))
+        return f"they need compute capability {needed} or newer, and this GPU has {found}"
+    try:
+        for trial in _trials:
+            trial(device)
+    except Exception as error:  # a compiler, an assembler and a driver take part: whatever fails, training goes on with the reference
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return None
 
 
 def implementation(function: str, device: torch.device) -> Callable[..., Any]:
@@ -53,7 +98,15 @@ def implementation(function: str, device: torch.device) -> Callable[..., Any]:
     return _implementations[function, backend(device)]
 
 
-def report() -> str:
-    """One line: which implementation runs, and why. Raises: as backend()."""
-    choice = requested()
-    return f"kernels: {backend('any device')} ({VARIABLE}={choice}; this version has reference kernels only)"
+def report(device: torch.device | str = "cpu") -> str:
+    """One line: which implementation runs on a device, and why. Raises: as backend()."""
+    choice, chosen = requested(), backend(device)
+    if choice == "reference":
+        why = "asked for"
+    elif chosen == "triton":
+        why = "interpreted, for tests" if launch.INTERPRETED else f"version {launch.triton.__version__}, compared with the reference at start"
+    elif torch.device(device).type != "cuda":
+        why = "Triton is for CUDA devices"
+    else:
+        why = f"Triton does not work here: {trouble_with_triton(torch.device(device))}"
+    return f"kernels: {chosen} on {device} ({VARIABLE}={choice}; {why})"

@@ -5,7 +5,7 @@ S categoricals   K classes   logits are [..., S, K] everywhere; a flat latent is
 
 from torch import Tensor, nn
 
-from stormfast_kernels import sample_categorical
+from stormfast_kernels import sample_categorical, sample_categorical_with_log_probs
 
 
 class LatentHead(nn.Module):
@@ -28,6 +28,12 @@ def sample_latent(logits: Tensor, uniform: Tensor | None, unimix: float) -> Tens
         uniform: [..., S] in [0, 1), one number a categorical.
     """
     return sample_categorical(logits, uniform, unimix)[0].flatten(-2)
+
+
+def sample_latent_with_log_probs(logits: Tensor, uniform: Tensor | None, unimix: float) -> tuple[Tensor, Tensor]:
+    """sample_latent, and the log-probabilities [..., S, K] that the KL needs, from one pass over the logits."""
+    sample, _, log_probs = sample_categorical_with_log_probs(logits, uniform, unimix)
+    return sample.flatten(-2), log_probs
 
 
 def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:

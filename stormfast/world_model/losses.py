@@ -21,6 +21,7 @@ class Prediction:
     """What the world model says of a batch of windows."""
 
     posterior: Tensor  # [B, T, S, K] logits, from each frame alone
+    posterior_log_probs: Tensor  # [B, T, S, K] after the uniform mix, at least float32
     prior: Tensor  # [B, T, S, K] logits of the NEXT step's posterior
     reconstruction: Tensor  # [B, T, 3, 64, 64]
     reward: Tensor  # [B, T, N] two-hot logits of the reward of action t
@@ -48,7 +49,7 @@ def world_model_loss(
     reward = masked_mean(two_hot.loss(prediction.reward, batch.reward), acted)
     termination_logit = upcast(prediction.termination)
     termination = masked_mean(F.binary_cross_entropy_with_logits(termination_logit, ended.to(termination_logit.dtype), reduction="none"), acted)
-    posterior = unimix_log_probs(prediction.posterior[:, 1:], config.unimix)
+    posterior = prediction.posterior_log_probs[:, 1:]
     prior = unimix_log_probs(prediction.prior[:, :-1], config.unimix)
     dynamics, dynamics_kl = free_bits_mean(kl_divergence(posterior.detach(), prior), follows, config)
     representation, representation_kl = free_bits_mean(kl_divergence(posterior, prior.detach()), follows, config)

@@ -10,7 +10,7 @@ from stormfast.batch import Batch
 from stormfast.config import WorldModelConfig
 from stormfast.world_model.encoder import Decoder, Encoder, normalize_frames
 from stormfast.world_model.heads import NUM_BINS, TwoHot, mlp
-from stormfast.world_model.latent import LatentHead, sample_latent
+from stormfast.world_model.latent import LatentHead, sample_latent, sample_latent_with_log_probs
 from stormfast.world_model.losses import Prediction, world_model_loss
 from stormfast.world_model.transformer import SequenceModel
 
@@ -43,10 +43,11 @@ class WorldModel(nn.Module):
         """Everything the model says of a batch. frames: [B*T, 3, 64, 64] in [0, 1]; uniform: [B, T, S]."""
         batch_shape = tuple(batch.action.shape)
         posterior = self.posterior(self.encoder(frames)).unflatten(0, batch_shape)
-        latent = self.sample(posterior, uniform)
+        latent, posterior_log_probs = sample_latent_with_log_probs(posterior, uniform, self.config.unimix)
         hidden = self.sequence(latent, batch.action, batch.is_first if self.mark_resets else None)
         return Prediction(
             posterior=posterior,
+            posterior_log_probs=posterior_log_probs,
             prior=self.prior(hidden),
             reconstruction=self.decoder(latent.flatten(0, 1)).unflatten(0, batch_shape),
             reward=self.reward(hidden),

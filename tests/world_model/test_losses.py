@@ -8,11 +8,14 @@ import torch
 from torch.distributions import Categorical
 from torch.distributions import kl_divergence as torch_kl
 
+from stormfast.config import WorldModelConfig
 from stormfast.world_model.heads import NUM_BINS, TwoHot
 from stormfast.world_model.losses import Prediction, free_bits_mean, masked_mean, world_model_loss
+from stormfast_kernels import unimix_log_probs
 from tests.model_fixtures import make_batch, tiny_config
 
 B, T, S, K = 4, 6, 3, 5
+UNIMIX = WorldModelConfig().unimix
 
 
 def make_prediction(seed=0):
@@ -21,8 +24,15 @@ def make_prediction(seed=0):
     def draw(*shape, scale=1.0):
         return (scale * torch.randn(B, T, *shape, generator=g)).requires_grad_()
 
+    posterior = draw(S, K)
     return Prediction(
-        posterior=draw(S, K), prior=draw(S, K), reconstruction=draw(3, 64, 64), reward=draw(NUM_BINS), termination=draw(scale=2.0), hidden=draw(7)
+        posterior=posterior,
+        posterior_log_probs=unimix_log_probs(posterior, UNIMIX),
+        prior=draw(S, K),
+        reconstruction=draw(3, 64, 64),
+        reward=draw(NUM_BINS),
+        termination=draw(scale=2.0),
+        hidden=draw(7),
     )
 
 
@@ -179,6 +189,7 @@ def test_shapes_are_checked():
 def test_half_precision_predictions_give_float32_losses():
     prediction = make_prediction()
     half = Prediction(**{f.name: getattr(prediction, f.name).detach().to(torch.bfloat16) for f in dataclasses.fields(prediction)})
+    half = dataclasses.replace(half, posterior_log_probs=unimix_log_probs(half.posterior, UNIMIX))  # never less than float32
     wide = Prediction(**{f.name: getattr(half, f.name).float() for f in dataclasses.fields(half)})
     batch, frames, two_hot = make_batch(B, T), torch.rand(B * T, 3, 64, 64, dtype=torch.float32), TwoHot().float()
     got, expected = (world_model_loss(p, frames, batch, two_hot, config_of(), mark_resets=True) for p in (half, wide))

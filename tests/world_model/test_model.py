@@ -34,6 +34,7 @@ def test_shapes_of_a_prediction(tokens):
     shapes = {f.name: tuple(getattr(prediction, f.name).shape) for f in dataclasses.fields(prediction)}
     assert shapes == {
         "posterior": (2, 5, 3, 5),
+        "posterior_log_probs": (2, 5, 3, 5),
         "prior": (2, 5, 3, 5),
         "reconstruction": (2, 5, 3, 64, 64),
         "reward": (2, 5, 255),
