@@ -9,12 +9,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help train test lint test-fast test-slow clean
+.PHONY: help train test lint test-fast test-slow bench-kernels clean
 .DEFAULT_GOAL := help
 
 help:
 	@sed -n '1,2s/^# //p' Makefile
-	@echo "make lint | test-fast | test-slow | clean"
+	@echo "make lint | test-fast | test-slow | bench-kernels | clean"
 
 train: $(INSTALLED)
 	@$(BIN)/stormfast train --game "$(GAME)" $(ARGS)
@@ -30,6 +30,9 @@ test-fast: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m "slow and not gpu"
+
+bench-kernels: $(INSTALLED)
+	$(BIN)/python -m pytest bench/kernels $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks
