@@ -79,7 +79,7 @@ LOG2_E, LN_2 = constant(math.log2(math.e)), constant(math.log(2))
 MOST_CLASSES = 1_024  # a row must fit a tile; longer ones take the reference
 
 
-@jit
+@jit(do_not_specialize=["offset"])  # else a stream's first, second and sixteenth draws were compilations of their own
 def unimix_sample_kernel(
     logits,  # [R, K]
     uniform,  # [R], read where DRAW is "uniform"
@@ -123,7 +123,8 @@ def unimix_sample_kernel(
                 probs = tl.where(column < CLASSES, probs, 0.0)
             cdf = tl.cumsum(probs, 1)
             before = (cdf <= u[:, None]) & (column < CLASSES)
-            drawn = tl.minimum(tl.sum(before.to(tl.int32), 1), CLASSES - 1)
+            # Counted in float32: of integers, LLVM packs the comparisons' bits through the stack.
+            drawn = tl.minimum(tl.sum(tl.where(before, 1.0, 0.0), 1).to(tl.int32), CLASSES - 1)
         drawn = tl.where(total == total, tl.expand_dims(drawn, 1), 0)  # a row of NaN: class 0
         one_hot = tl.where(column == drawn, 1.0 + (total - total), 0.0)  # NaN shows
         tl.store(sample + at, one_hot.to(sample.dtype.element_ty), mask=inside)

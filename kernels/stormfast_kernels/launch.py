@@ -23,9 +23,9 @@ except ImportError as error:  # CPU builds of torch come without it, and broken 
     triton, tl, INTERPRETED = None, SimpleNamespace(constexpr=Any), False
     IMPORT_TROUBLE: str | None = f"import triton fails: {' '.join(str(error).split())}"
 
-    def jit(function: Any) -> Any:
+    def jit(function: Any = None, **options: Any) -> Any:
         """Leaves the kernel a plain function that nothing calls."""
-        return function
+        return (lambda function: function) if function is None else function
 else:
     IMPORT_TROUBLE = None
 

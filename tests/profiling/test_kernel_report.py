@@ -1,0 +1,131 @@
+"""What the report refuses, and says so in one line; what it calls a fault. What it measures: tests/kernels/test_ahead_of_time.py."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import kernel_report as report
+import pytest
+from kernel_cases import Case
+from kernel_resources import Resources
+
+from stormfast_kernels import launch
+
+SCRIPT = Path(report.__file__)
+GOOD = Resources(registers=40, shared=512, stack=0, spilled=0, instructions=400, wide_loads=2, wide_stores=2, tensor_core=0)
+
+
+def row(found: Resources, kernel: str = "unimix_sample_kernel", target: int = 86) -> report.Row:
+    made = launch.Launch(SimpleNamespace(__name__=kernel), (512,), {}, 4)
+    return report.Row(Case("storm", "sample", "bf16", (1024, 32, 32), made), target, found)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line with which the report is refused, on stderr and with exit code 2."""
+    assert report.main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1
+    return err
+
+
+def test_the_interpreter_is_refused(capsys, monkeypatch):
+    monkeypatch.setattr(launch, "IMPORT_TROUBLE", None)
+    monkeypatch.setattr(launch, "INTERPRETED", True)
+    assert "unset TRITON_INTERPRET" in refused(capsys)
+
+
+def test_the_interpreter_is_refused_by_the_script():
+    pytest.importorskip("triton", reason="triton is not installed")
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, SCRIPT], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "kernel_report: kernels are compiled here, but TRITON_INTERPRET asks for the interpreter; unset TRITON_INTERPRET\n"
+
+
+def test_a_missing_triton_is_named(capsys, monkeypatch):
+    monkeypatch.setattr(launch, "IMPORT_TROUBLE", "import triton fails: No module named 'triton'")
+    assert "No module named 'triton'; pip install triton" in refused(capsys)
+
+
+class Toolless:
+    @property
+    def cuobjdump(self):
+        raise RuntimeError("Cannot find cuobjdump")
+
+
+def test_a_missing_disassembler_is_named(capsys, monkeypatch):
+    monkeypatch.setattr(launch, "IMPORT_TROUBLE", None)
+    monkeypatch.setattr(launch, "INTERPRETED", False)
+    monkeypatch.setattr(launch, "triton", SimpleNamespace(knobs=SimpleNamespace(nvidia=Toolless())))
+    assert "Cannot find cuobjdump; set TRITON_CUOBJDUMP_PATH" in refused(capsys)
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[]", '{"triton": "3.7.1"}', '{"triton": "3.7.1", "budgets": []}'])
+def test_unreadable_budgets_are_named_before_compiling(capsys, tmp_path, content):
+    path = tmp_path / "budgets.json"
+    if content is not None:
+        path.write_text(content)
+    line = refused(capsys, "--check", "--budgets", str(path))
+    assert f"{path} must hold the budgets, but " in line and "--write-budgets" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--targets", "75"], "must be some of 80,86,89,90,120, got '75'"),
+        (["--targets", ""], "got ''"),
+        (["--presets", "storm,huge"], "must be some of storm,fast,cpu,tiny, got 'storm,huge'"),
+        (["--write-budgets", "--presets", "storm"], "leave out --presets"),
+    ],
+)
+def test_bad_options_are_refused(capsys, arguments, message):
+    with pytest.raises(SystemExit) as stopped:
+        report.main(arguments)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("found", "kernel", "words"),
+    [
+        (GOOD, "unimix_sample_kernel", []),
+        (Resources(40, 512, 8, 0, 400, 2, 2, 0), "unimix_sample_kernel", ["spills: 8 bytes of stack"]),
+        (Resources(40, 100 * 1024, 0, 0, 400, 2, 2, 0), "unimix_sample_kernel", ["102400 bytes of shared memory"]),
+        (Resources(40, 512, 0, 0, 400, 0, 0, 0), "unimix_sample_kernel", ["no load of 16 bytes", "no store of 16 bytes"]),
+        (Resources(40, 512, 0, 0, 400, 0, 0, 0), "attention_step_kernel", ["no load of 16 bytes"]),
+        (Resources(40, 512, 0, 0, 400, 2, 2, 4), "unimix_sample_kernel", ["4 tensor-core instructions"]),
+    ],
+)
+def test_faults(found, kernel, words):
+    lines = report.faults(row(found, kernel))
+    assert [word for word, line in zip(words, lines, strict=True) if not line.startswith(word)] == []
+
+
+def test_the_limit_of_shared_memory_is_the_targets():
+    found = Resources(40, 150 * 1024, 0, 0, 400, 2, 2, 0)
+    assert [target for target in report.GPUS if report.faults(row(found, target=target))] == [86, 89, 120]
+
+
+def test_budgets(monkeypatch, tmp_path):
+    monkeypatch.setattr(launch, "triton", SimpleNamespace(__version__="3.7.1"))
+    path = tmp_path / "budgets.json"
+    report.write_budgets(path, [row(GOOD), row(GOOD, target=90)])
+    budgets = report.read_budgets(path)
+    assert budgets["triton"] == "3.7.1"
+    assert budgets["budgets"] == {"storm/sample/bf16": {"86": [420, 40], "90": [420, 40]}}
+    within = Resources(40, 512, 0, 0, 420, 2, 2, 0)
+    beyond = Resources(41, 512, 0, 0, 421, 2, 2, 0)
+    assert report.breaches([row(within)], budgets) == []
+    assert report.breaches([row(beyond)], budgets) == [
+        "storm/sample/bf16 on sm_86: 421 instructions, over the budget of 420",
+        "storm/sample/bf16 on sm_86: 41 registers, over the budget of 40",
+    ]
+    assert report.breaches([row(GOOD, target=80)], budgets) == ["storm/sample/bf16 on sm_80: has no budget; give it one with --write-budgets"]
+
+
+@pytest.mark.parametrize("option", [["--json"], ["--write-budgets", "--budgets"]])
+def test_a_file_that_cannot_be_written_is_named_before_compiling(capsys, tmp_path, option):
+    for path in (tmp_path, tmp_path / "missing" / "rows.json"):
+        assert f"but {path} is a directory, or lies in none" in refused(capsys, *option, str(path))

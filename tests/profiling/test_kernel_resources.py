@@ -1,0 +1,75 @@
+"""Reading the disassembler's answer, and occupancy against NVIDIA's calculator."""
+
+from types import SimpleNamespace
+
+import kernel_resources as resources
+import pytest
+from kernel_resources import GPUS, Resources, measure, parse_sass, resident_warps, width
+
+SASS = """
+ Function kernel:
+  REG:40 STACK:16 SHARED:0 LOCAL:0 CONSTANT[0]:568 TEXTURE:0 SURFACE:0 SAMPLER:0
+        /*0000*/                   LDC R1, c[0x0][0x28] ;                /* 0x00000a00ff017b82 */
+                                                                         /* 0x000e220000000800 */
+        /*0010*/              @!P0 LDG.E.128 R4, desc[UR6][R10.64] ;     /* 0x0000000606040981 */
+        /*0020*/             @!UP1 UMOV UR4, 0x1 ;                       /* 0x0000000606040981 */
+        /*0030*/                   LDG.E.EF.64 R8, desc[UR6][R10.64] ;   /* 0x0000000606040981 */
+        /*0040*/                   STL.64 [R1+0x8], R4 ;                 /* 0x0000000606040981 */
+        /*0050*/                   STL [R1], R4 ;                        /* 0x0000000606040981 */
+        /*0060*/                   LDL R4, [R1] ;                        /* 0x0000000606040981 */
+        /*0070*/                   HMMA.16816.F32.BF16 R4, R4, R6, R8 ;  /* 0x0000000606040981 */
+        /*0080*/                   STG.E.128 desc[UR6][R10.64], R4 ;     /* 0x0000000606040981 */
+        /*0090*/               @P1 BRA 0x10 ;                            /* 0x0000000606040981 */
+        /*00a0*/                   EXIT ;                                /* 0x000000000000794d */
+        /*00b0*/                   BRA 0xb0;                             /* 0xfffffffc00fc7947 */
+        /*00c0*/                   NOP;                                  /* 0x0000000000007918 */
+        /*00d0*/                   NOP;                                  /* 0x0000000000007918 */
+"""
+
+
+def test_padding_is_not_counted():
+    names = parse_sass(SASS)
+    assert names == ["LDC", "LDG.E.128", "UMOV", "LDG.E.EF.64", "STL.64", "STL", "LDL", "HMMA.16816.F32.BF16", "STG.E.128", "BRA", "EXIT"]
+
+
+def test_measure_reads_the_disassembler(monkeypatch):
+    answer = SimpleNamespace(stdout=SASS, stderr="", returncode=0)
+    monkeypatch.setattr(resources.subprocess, "run", lambda *args, **kwargs: answer)
+    compiled = SimpleNamespace(asm={"cubin": b""}, metadata=SimpleNamespace(shared=512))
+    expected = Resources(registers=40, shared=512, stack=16, spilled=12, instructions=11, wide_loads=1, wide_stores=1, tensor_core=1)
+    assert measure(compiled, "cuobjdump") == expected
+
+
+def test_an_answer_without_a_kernel_is_refused(monkeypatch):
+    answer = SimpleNamespace(stdout="", stderr="cuobjdump fatal", returncode=255)
+    monkeypatch.setattr(resources.subprocess, "run", lambda *args, **kwargs: answer)
+    compiled = SimpleNamespace(asm={"cubin": b""}, metadata=SimpleNamespace(shared=0))
+    with pytest.raises(RuntimeError, match="returned 255 and said: cuobjdump fatal"):
+        measure(compiled, "cuobjdump")
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("LDG.E", 4), ("LDG.E.U8", 1), ("STG.E.U16", 2), ("LDG.E.64.CONSTANT", 8), ("LDG.E.EF.128", 16), ("LDG.E.ENL2.256", 32)]
+)
+def test_width(name, size):
+    assert width(name) == size
+
+
+@pytest.mark.parametrize(
+    ("registers", "shared", "num_warps", "target", "warps"),
+    [
+        (32, 0, 4, 80, 64),  # nothing limits
+        (33, 0, 4, 80, 48),  # registers: 40 a thread
+        (255, 0, 4, 90, 8),
+        (32, 0, 1, 86, 16),  # programs: 16 an SM
+        (32, 0, 1, 89, 24),
+        (32, 0, 4, 120, 48),  # warps: 48 an SM
+        (32, 48 * 1024, 4, 86, 8),  # shared memory: 49 KiB of 100 each
+        (32, 48 * 1024, 4, 90, 16),
+        (128, 0, 8, 80, 16),
+        (168, 0, 8, 80, 8),  # 12 warps fit, and a program has 8
+    ],
+)
+def test_resident_warps(registers, shared, num_warps, target, warps):
+    taken = Resources(registers, shared, 0, 0, 1, 0, 0, 0)
+    assert resident_warps(taken, num_warps, GPUS[target]) == warps
