@@ -6,24 +6,21 @@ N environments   C acting context   S categoricals   D width
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from stormfast.agent import Agent
 from stormfast.batch import OBS_SHAPE, EnvStep, Transition
 from stormfast.config import ActingConfig
 from stormfast.envs.vector import VectorEnv
 from stormfast.replay import to_device_packed
-from stormfast.world_model import WorldModel
+from stormfast.world_model.inference import InferenceModel
 
 
 class Player:
-    """The policy with its memory: the last C latents and actions of each environment, on the device.
+    """The policy with its memory: the last C latents and actions of each environment, on the device, in buffers made once."""
 
-    It computes in float32, outside autocast: one frame an environment is little work, and evaluation is then the same everywhere.
-    """
-
-    def __init__(self, world_model: WorldModel, agent: Agent, config: ActingConfig, num_envs: int) -> None:
-        self.world_model, self.agent, self.config, self.num_envs = world_model, agent, config, num_envs
+    def __init__(self, inference: InferenceModel, agent: Agent, config: ActingConfig, num_envs: int) -> None:
+        self.inference, self.agent, self.config, self.num_envs = inference, agent, config, num_envs
+        self.world_model = world_model = inference.model
         features = world_model.config.categoricals * world_model.config.classes
         device = world_model.two_hot.bins.device
         self.frames = torch.zeros(num_envs, config.context, *OBS_SHAPE, dtype=torch.uint8, device=device)  # [N, C, 3, 64, 64], oldest first
@@ -40,28 +37,40 @@ class Player:
             is_last: [N] bool, frames at which nothing will be done (the environment is about to reset), or None.
         Returns: [N] int64. Reading it is the one host sync of acting.
         """
-        device = self.latent.device
         skip = np.zeros(self.num_envs, np.bool_) if is_last is None else is_last
-        frames, first, skipped = to_device_packed([obs, is_first, skip], device)
+        return self.decide(*to_device_packed([obs, is_first, skip], self.latent.device)).cpu().numpy()
+
+    @torch.no_grad()
+    def decide(self, frames: Tensor, first: Tensor, skipped: Tensor) -> Tensor:
+        """act() on the device: frames [N, 3, 64, 64] uint8, first and skipped [N] bool -> actions [N]. No host sync."""
+        uniform = torch.rand(2, self.num_envs, self.world_model.config.categoricals, device=frames.device)
+        action_uniform = torch.rand(self.num_envs, device=frames.device)
+        return self.respond(frames, first, skipped, uniform, action_uniform)
+
+    def respond(self, frames: Tensor, first: Tensor, skipped: Tensor, uniform: Tensor, action_uniform: Tensor) -> Tensor:
+        """decide() with its uniform numbers given, [2, N, S] and [N], so that it compiles to the same draws."""
         if self.config.reset_context:
-            self.length = self.length * ~first  # not in place: state() may be held elsewhere
+            self.length *= ~first
+        with self.inference.autocast():
+            action, latent = self.choose(frames, uniform, action_uniform)
+        self.remember(frames, latent, action, skipped)
+        return action
+
+    def choose(self, frames: Tensor, uniform: Tensor, action_uniform: Tensor) -> tuple[Tensor, Tensor]:
+        """Actions [N], and the latents [N, S*K] of the frames."""
         model, agent = self.world_model, self.agent
-        uniform = torch.rand(2, self.num_envs, model.config.categoricals, device=device)
         latent = model.sample(model.encode(frames), uniform[0])
         hidden, has_past = self.hidden(), self.length > 0
         seen = latent if self.config.latent == "posterior" else model.sample(model.prior(hidden), uniform[1])
         log_policy = agent.log_policy(agent.state(seen, hidden))
         if self.config.latent == "prior":  # nothing predicted yet: the original acts at random there
             log_policy = torch.where(has_past[:, None], log_policy, -np.log(agent.num_actions))
-        action = agent.sample_action(log_policy, torch.rand(self.num_envs, device=device))
-        self.remember(frames, latent, action, skipped)
-        return action.cpu().numpy()
+        return agent.sample_action(log_policy, action_uniform), latent
 
     def hidden(self) -> Tensor:
         """Hidden state of the past, [N, D]; zeros where there is none."""
-        hidden = self.world_model.sequence(self.latent, self.action, None)  # causal: what lies beyond `length` is not seen
-        last = (self.length - 1).clamp(min=0)[:, None, None].expand(-1, 1, hidden.shape[-1])
-        return hidden.gather(1, last).squeeze(1) * (self.length > 0)[:, None]
+        hidden = self.world_model.sequence.at(self.latent, self.action, (self.length - 1).clamp(min=0))
+        return hidden * (self.length > 0)[:, None]
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -70,8 +79,10 @@ class Player:
         Latents of older encoders in the context cost return while learning goes on. UpNDown, cpu preset, after 12,000 steps: 543 over the
         last 9 training episodes without this, 1,505 over 4 with it; the same weights held still make 1,557 (30 episodes).
         """
+        self.inference.refresh()
         uniform = torch.rand(self.num_envs, self.config.context, self.world_model.config.categoricals, device=self.latent.device)
-        self.latent = self.world_model.sample(self.world_model.encode(self.frames), uniform)
+        with self.inference.autocast():
+            self.latent.copy_(self.world_model.sample(self.world_model.encode(self.frames), uniform))
 
     def remember(self, frames: Tensor, latent: Tensor, action: Tensor, skip: Tensor) -> None:
         """Appends a step to each memory, dropping the oldest where it is full, except where `skip` [N] bool.
@@ -79,7 +90,7 @@ class Player:
         Args: frames: [N, 3, 64, 64] uint8. latent: [N, S*K]. action: [N].
         """
         full, slot = self.length == self.config.context, self.length.clamp(max=self.config.context - 1)
-        here = F.one_hot(slot, self.config.context).bool() & ~skip[:, None]  # [N, C]
+        here = (slot[:, None] == torch.arange(self.config.context, device=slot.device)) & ~skip[:, None]  # [N, C]
         shift = full & ~skip
 
         def appended(memory: Tensor, new: Tensor) -> Tensor:
@@ -87,15 +98,24 @@ class Player:
             moved = torch.where(shift[:, None][wide], memory.roll(-1, 1), memory)
             return torch.where(here[wide], new[:, None].to(memory.dtype), moved)
 
-        self.frames, self.latent, self.action = appended(self.frames, frames), appended(self.latent, latent), appended(self.action, action)
-        self.length = torch.where(skip, self.length, slot + 1)
+        for memory, new in ((self.frames, frames), (self.latent, latent), (self.action, action)):
+            memory.copy_(appended(memory, new))
+        self.length.copy_(torch.where(skip, self.length, slot + 1))
 
-    def state(self) -> dict[str, Tensor]:
+    def memory(self) -> dict[str, Tensor]:
         return {"frames": self.frames, "latent": self.latent, "action": self.action, "length": self.length}
 
+    def state(self) -> dict[str, Tensor]:
+        """A copy of the memory, for a checkpoint."""
+        return {name: tensor.clone() for name, tensor in self.memory().items()}
+
     def load_state(self, state: dict[str, Tensor]) -> None:
-        device = self.latent.device
-        self.frames, self.latent, self.action, self.length = (state[name].to(device) for name in ("frames", "latent", "action", "length"))
+        """Takes over a state, and the weights as they are now. Raises: ValueError where shapes differ."""
+        for name, tensor in self.memory().items():
+            if state[name].shape != tensor.shape:
+                raise ValueError(f"player {name} must be {tuple(tensor.shape)}, got {tuple(state[name].shape)}")
+            tensor.copy_(state[name])
+        self.inference.refresh()
 
 
 class Collector:
@@ -108,14 +128,25 @@ class Collector:
         self.length = np.zeros(env.num_envs, dtype=np.int64)
         self.finished: list[tuple[float, int]] = []  # (return, length) of episodes since they were last taken
 
-    def step(self, *, at_random: bool) -> Transition:
-        """One step of every environment, with random actions or the player's."""
-        now = self.now
-        is_last = now.terminated | now.truncated
+    @property
+    def is_last(self) -> np.ndarray:
+        """[N] bool, environments whose present observation ends an episode: their next step is a reset."""
+        return self.now.terminated | self.now.truncated
+
+    @property
+    def num_acting(self) -> int:
+        """Environment steps that step() will take: streams that are being reset take none."""
+        return int((~self.is_last).sum())
+
+    def act(self, *, at_random: bool) -> np.ndarray:
+        """Actions [N] int64 for the present observations, random ones or the player's."""
         if at_random:
-            action = self.rng.integers(self.env.num_actions, size=self.env.num_envs)
-        else:
-            action = self.player.act(now.obs, now.is_first, is_last)
+            return self.rng.integers(self.env.num_actions, size=self.env.num_envs)
+        return self.player.act(self.now.obs, self.now.is_first, self.is_last)
+
+    def step(self, action: np.ndarray) -> Transition:
+        """One step of every environment with the actions that act() chose."""
+        now, is_last = self.now, self.is_last
         self.now = following = self.env.step(action)
         self.count(following, following.terminated | following.truncated)
         return Transition(

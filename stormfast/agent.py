@@ -48,9 +48,9 @@ class Agent(nn.Module):
             return torch.cat([latent, hidden.to(latent.dtype)], -1)
         return latent if self.config.state == "latent" else hidden
 
-    def log_policy(self, state: Tensor) -> Tensor:
-        """Log-probabilities of the actions, [..., F] -> [..., A], at least float32."""
-        log_probs = upcast(self.actor(state)).log_softmax(-1)
+    def log_policy(self, state: Tensor, actor: nn.Module | None = None) -> Tensor:
+        """Log-probabilities of the actions, [..., F] -> [..., A], at least float32; by a copy of the actor where one is given."""
+        log_probs = upcast((actor or self.actor)(state)).log_softmax(-1)
         if self.config.unimix == 0:
             return log_probs
         return ((1 - self.config.unimix) * log_probs.exp() + self.config.unimix / self.num_actions).log()

@@ -40,11 +40,6 @@ class Transition:
     is_first: np.ndarray  # [N] bool, obs is the first of its episode
     is_last: np.ndarray  # [N] bool, obs is the last of its episode: no action was taken here
 
-    @property
-    def num_steps(self) -> int:
-        """Environment steps in this row: streams that were being reset took none."""
-        return int((~self.is_last).sum())
-
 
 @dataclass(frozen=True)
 class Batch:

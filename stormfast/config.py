@@ -160,6 +160,10 @@ class TrainConfig:
     resume: Annotated[bool, Doc("go on from the checkpoint in --run-dir")] = False
     device: Annotated[str, Doc("auto, cpu, cuda or cuda:N")] = "auto"
     precision: Annotated[Literal["auto", "float32", "bfloat16"], Doc("auto takes bfloat16 where the device computes it natively")] = "auto"
+    compile: Annotated[
+        Literal["auto", "off", "default", "graphs"],
+        Doc("off is eager, default compiles, graphs also captures CUDA graphs; auto takes graphs with CUDA and off without"),
+    ] = "auto"
     env: EnvConfig = field(default_factory=EnvConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     world_model: WorldModelConfig = field(default_factory=WorldModelConfig)
@@ -168,6 +172,27 @@ class TrainConfig:
     acting: ActingConfig = field(default_factory=ActingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+
+@dataclass(frozen=True)
+class LaunchConfig(TrainConfig):
+    """What `stormfast train` is asked for: the settings of a run, and of which runs. A run knows nothing of the others."""
+
+    game: Annotated[str, Doc("one of the 26 games of `stormfast games`, or Catch (built in); several as Pong,Breakout")] = "Pong"
+    seeds: Annotated[int, Range(ge=1, le=1_000), Doc("runs of each game: seeds --seed, --seed + 1, ... each in its own process and directory")] = 1
+    parallel: Annotated[int | None, Range(ge=1, le=1_000), Doc("of several runs, how many at once; default all with CUDA, one a core without")] = None
+
+    @property
+    def games(self) -> list[str]:
+        return [game.strip() for game in self.game.split(",")]
+
+    @property
+    def is_several(self) -> bool:
+        return self.seeds > 1 or len(self.games) > 1
+
+    def one_run(self) -> TrainConfig:
+        """The settings without what only a launch has."""
+        return TrainConfig(**{f.name: getattr(self, f.name) for f in dataclasses.fields(TrainConfig)})
 
 
 @dataclass(frozen=True)
@@ -183,6 +208,22 @@ class EvaluateConfig:
     device: Annotated[str, Doc("auto, cpu, cuda or cuda:N")] = "auto"
     video: Annotated[str | None, Doc("write the first episode to this .mp4")] = None
     policy: Annotated[Literal["agent", "random"], Doc("score the trained agent, or random actions on the same footing")] = "agent"
+
+
+@dataclass(frozen=True)
+class ProfileConfig:
+    """Settings of a profile; those that TrainConfig has too mean the same there."""
+
+    game: Annotated[str, Doc("game to step: one of `stormfast games`")] = "Catch"
+    preset: Annotated[Preset, Doc("sizes; auto takes fast with CUDA and cpu without")] = "auto"
+    protocol: Annotated[Protocol, Doc("rules: standard (recommended), or reference (what the original does)")] = "standard"
+    device: Annotated[str, Doc("auto, cpu, cuda or cuda:N")] = "auto"
+    precision: Annotated[Literal["auto", "float32", "bfloat16"], Doc("auto takes bfloat16 where the device computes it natively")] = "auto"
+    compile: Annotated[Literal["auto", "off", "default", "graphs"], Doc("as of `stormfast train`: auto is graphs with CUDA, else off")] = "auto"
+    steps: Annotated[int, POSITIVE, Doc("environment steps to measure")] = 10
+    warmup: Annotated[int, POSITIVE, Doc("environment steps before, with updates")] = 1
+    seed: Annotated[int, SEED, Doc("seed of everything random")] = 0
+    json: Annotated[bool, Doc("print one JSON object, and nothing else, on stdout")] = False
 
 
 # --- presets (sizes) and protocols (rules) -----------------------------------------------------------------------
@@ -385,6 +426,11 @@ def validate_evaluation(config: EvaluateConfig) -> None:
     _validate_fields(config, "")
     if config.video is not None and not config.video.endswith(".mp4"):
         raise UserError(f"video must be the name of an .mp4 file, got '{config.video}'")
+
+
+def validate_profile(config: ProfileConfig) -> None:
+    """Raises UserError for a value of the wrong type or out of range."""
+    _validate_fields(config, "")
 
 
 def _validate_fields(config: Any, prefix: str) -> None:

@@ -28,6 +28,7 @@ from stormfast.progress import Progress
 from stormfast.run_dir import load_config, write_whole
 from stormfast.state import without_prefix
 from stormfast.video import check_video_path, write_mp4
+from stormfast.world_model.inference import InferenceModel
 
 RESAMPLES = 10_000
 EPISODES = {"each_env": 100, "first_finished": 20}  # unless told otherwise; the original scores 20, of 5 parallel games
@@ -241,4 +242,5 @@ def _policy(config: EvaluateConfig, run: TrainConfig, env: VectorEnv, device: to
         except RuntimeError as error:
             reason = str(error).splitlines()[1].strip()
             raise UserError(f"The checkpoint of {config.run} must fit its config.json, but {name}: {reason}") from None
-    return Player(world_model, agent, run.acting, env.num_envs), checkpoint.step
+    inference = InferenceModel(world_model, torch.float32)  # one frame an environment is little work, and scores are then the same everywhere
+    return Player(inference, agent, run.acting, env.num_envs), checkpoint.step

@@ -9,36 +9,38 @@ from torch import Tensor
 from stormfast.agent import Agent
 from stormfast.batch import Batch, Rollout
 from stormfast.config import ImaginationConfig
-from stormfast.world_model import WorldModel
 from stormfast.world_model.heads import upcast
+from stormfast.world_model.inference import InferenceModel, inference_copy, pairs
 from stormfast.world_model.transformer import KVCache
 
 
 class Imagination:
-    """Rolls the policy out inside the world model. Owns the K/V cache, made once."""
+    """Rolls the policy out inside the world model. Owns the K/V cache, made once, and a copy of the actor for inference."""
 
-    def __init__(self, world_model: WorldModel, agent: Agent, config: ImaginationConfig, dtype: torch.dtype, device: torch.device) -> None:
-        self.world_model, self.agent, self.config = world_model, agent, config
-        self.cache: KVCache = world_model.sequence.new_cache(config.batch_size, config.context + config.horizon, dtype, device)
+    def __init__(self, inference: InferenceModel, agent: Agent, config: ImaginationConfig, dtype: torch.dtype, device: torch.device) -> None:
+        self.inference, self.world_model, self.agent, self.config = inference, inference.model, agent, config
+        self.actor = inference_copy(agent.actor, dtype)
+        self.actor_pairs = pairs(self.actor, agent.actor)
+        self.cache: KVCache = self.world_model.sequence.new_cache(config.batch_size, config.context + config.horizon, dtype, device)
 
     @torch.no_grad()
     def __call__(self, context: Batch) -> Rollout:
         """Imagines config.horizon steps from replayed windows [B, C]. Source: STORM, arXiv 2310.09615, section 3.2."""
-        model, agent, cache = self.world_model, self.agent, self.cache
+        model = self.world_model
         batch, horizon, device = self.config.batch_size, self.config.horizon, context.action.device
+        self.inference.refresh()
+        torch._foreach_copy_(*self.actor_pairs)
         uniform = torch.rand(self.config.context + horizon + 1, batch, model.config.categoricals, device=device)  # every latent's draw, in one launch
         action_uniform = torch.rand(horizon, batch, device=device)
-        latent = model.sample(model.encode(context.obs), uniform[: self.config.context].transpose(0, 1))
+        latent = self.observe(context.obs, uniform[: self.config.context].transpose(0, 1))
         latent, hidden = self.begin(context, latent, uniform[self.config.context])
-        states, actions, log_probs, hiddens = [agent.state(latent, hidden)], [], [], []
+        states, actions, log_probs, hiddens = [self.agent.state(latent, hidden)], [], [], []
         for t in range(horizon):
-            log_policy = agent.log_policy(states[-1])
-            action = agent.sample_action(log_policy, action_uniform[t])
-            hidden = model.sequence.step(latent, action, cache)
-            latent = model.sample(model.prior(hidden), uniform[self.config.context + 1 + t])
-            states.append(agent.state(latent, hidden))
+            self.cache.reserve(model.sequence.tokens.per_step)
+            latent, hidden, action, log_prob = self.step(states[-1], latent, action_uniform[t], uniform[self.config.context + 1 + t])
+            states.append(self.agent.state(latent, hidden))
             actions.append(action)
-            log_probs.append(log_policy.gather(-1, action[:, None]).squeeze(-1))
+            log_probs.append(log_prob)
             hiddens.append(hidden)
         reward, cont = self.judge(torch.stack(hiddens, 1))  # once, after the rollout: neither feeds back into it
         return Rollout(
@@ -49,6 +51,21 @@ class Imagination:
             cont=cont,
             start=self.start(context),
         )
+
+    def observe(self, obs: Tensor, uniform: Tensor) -> Tensor:
+        """Sampled latents [B, C, S*K] of frames [B, C, 3, 64, 64]; uniform [B, C, S]."""
+        return self.world_model.sample(self.world_model.encode(obs), uniform)
+
+    def step(self, state: Tensor, latent: Tensor, action_uniform: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The actor acts and the world model answers: the next latent and hidden state, the action and its log-probability.
+
+        Args: state: [B, F] of latent [B, S*K] and its hidden state. action_uniform: [B]. uniform: [B, S].
+        """
+        log_policy = self.agent.log_policy(state, self.actor)
+        action = self.agent.sample_action(log_policy, action_uniform)
+        hidden = self.world_model.sequence.step_reserved(latent, action, self.cache)
+        latent = self.world_model.sample(self.world_model.prior(hidden), uniform)
+        return latent, hidden, action, log_policy.gather(-1, action[:, None]).squeeze(-1)
 
     def begin(self, context: Batch, latent: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
         """First latent [B, S*K] and hidden state [B, D] of each rollout; fills the cache with what lies before.
@@ -67,7 +84,7 @@ class Imagination:
         if is_first is not None:
             hidden = hidden * ~is_first[:, -1:]
             cache.begin_anew(is_first[:, -1])
-        return latent[:, -1], hidden
+        return latent[:, -1].contiguous(), hidden  # laid out as later ones are: one compiled step serves all
 
     def judge(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Reward and chance to go on of imagined steps: hidden [B, H, D] -> two of [B, H]."""

@@ -5,6 +5,7 @@ It knows the losses and no environment; the loop in train.py knows the environme
 
 from collections.abc import Iterator
 from dataclasses import fields
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from stormfast.batch import Batch, Rollout
 from stormfast.config import TrainConfig
 from stormfast.imagination import Imagination
 from stormfast.world_model import WorldModel
+from stormfast.world_model.inference import InferenceModel, autocast
 
 
 def build_models(config: TrainConfig, num_actions: int, device: torch.device) -> tuple[WorldModel, Agent]:
@@ -29,15 +31,17 @@ class Learner:
     def __init__(self, config: TrainConfig, num_actions: int, device: torch.device, precision: torch.dtype) -> None:
         self.config, self.device, self.precision = config, device, precision
         self.world_model, self.agent = build_models(config, num_actions, device)
-        self.imagination = Imagination(self.world_model, self.agent, config.imagination, precision, device)
+        self.inference = InferenceModel(self.world_model, precision)
+        self.imagination = Imagination(self.inference, self.agent, config.imagination, precision, device)
         self.trained: dict[str, list[nn.Parameter]] = {"world_model": [*self.world_model.parameters()], "agent": self.agent.trained_parameters()}
+        settings: dict[str, Any] = {"fused": True, "capturable": device.type == "cuda"}  # capturable: no step waits for the device
         self.optimizers = {
-            "world_model": torch.optim.Adam(self.trained["world_model"], lr=config.world_model.learning_rate, fused=True),
-            "agent": torch.optim.Adam(self.trained["agent"], lr=config.agent.learning_rate, eps=1e-5, fused=True),
+            "world_model": torch.optim.Adam(self.trained["world_model"], lr=config.world_model.learning_rate, **settings),
+            "agent": torch.optim.Adam(self.trained["agent"], lr=config.agent.learning_rate, eps=1e-5, **settings),
         }
 
     def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == torch.bfloat16)
+        return autocast(self.device, self.precision)
 
     def update_world_model(self, batch: Batch) -> dict[str, Tensor]:
         """One optimiser step on replayed windows [B, T]. Returns every loss term and the gradient norm, 0-d, on the device."""
@@ -64,11 +68,18 @@ class Learner:
         return detached("agent", losses | {"grad_norm": norm})
 
     def descend(self, name: str, loss: Tensor, clip_norm: float) -> Tensor:
-        """Backward pass, clipping, Adam. Returns the gradient norm before clipping, 0-d."""
-        self.optimizers[name].zero_grad(set_to_none=True)
+        """Backward pass, clipping, Adam. Returns the gradient norm before clipping, 0-d.
+
+        The fused optimiser clips as it goes: it divides gradients by grad_scale, and does nothing at all where found_inf is 1,
+        so that a step that is not finite leaves the weights as they were. Torch's gradient scaler hands it both in the same way.
+        """
+        optimizer: Any = self.optimizers[name]
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.trained[name], clip_norm, foreach=True)
-        self.optimizers[name].step()
+        norm = nn.utils.get_total_norm([weight.grad for weight in self.trained[name] if weight.grad is not None], foreach=True)
+        optimizer.grad_scale = ((norm + 1e-6) / clip_norm).clamp(min=1)  # 1e-6, as clip_grad_norm_ has it
+        optimizer.found_inf = (~norm.isfinite()).to(norm.dtype)
+        optimizer.step()
         return norm
 
 

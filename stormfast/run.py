@@ -16,12 +16,14 @@ from torch import Tensor
 from stormfast.act import Collector, Player
 from stormfast.batch import EnvStep
 from stormfast.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from stormfast.compile import Phases, prepare, resolve_mode
 from stormfast.config import TrainConfig
 from stormfast.demonstration import load_demonstration
 from stormfast.device import resolve_device, resolve_precision
 from stormfast.envs import make_env
 from stormfast.errors import UserError
 from stormfast.learner import Learner
+from stormfast.memory import check_fits
 from stormfast.metrics import Metrics, MetricsLog
 from stormfast.replay import Replay
 from stormfast.state import flatten_optimizer, restore_optimizer, restore_rng, rng_state, with_prefix, without_prefix
@@ -37,9 +39,9 @@ class Run:
     collector: Collector
     replay: Replay
     learner: Learner
+    phases: Phases
     metrics: Metrics
     log: MetricsLog
-    generator: torch.Generator  # the device's default: replay and every draw of the models take from it
     step: int = 0  # environment steps taken
     saved_at: int = -1  # step of the last checkpoint; -1 for none
     logged_at: int = -1  # step of the last metrics; -1 for none
@@ -65,15 +67,18 @@ def build(config: TrainConfig, run_dir: Path) -> Run:
     torch.manual_seed(config.seed)  # CPU and every CUDA device
     saved = load_checkpoint(run_dir, device) if config.resume else None
     env = make_env(config.game, config.env, num_envs=config.num_envs, backend=config.env_backend, seed=env_seed(config.seed, saved))
+    check_fits(config, env.num_actions, device)
     replay = make_replay(config, env.num_actions, device)
     learner = Learner(config, env.num_actions, device, resolve_precision(config.precision, device))
-    player = Player(learner.world_model, learner.agent, config.acting, config.num_envs)
+    player = Player(learner.inference, learner.agent, config.acting, config.num_envs)
     collector = Collector(env, player, np.random.default_rng(config.seed), count_last_reward=config.evaluation.count_last_reward)
     if saved is not None:
         restore(learner, collector, saved)
         saved.restore_replay(replay)
     log = MetricsLog(run_dir, config.logging.tensorboard, None if saved is None else saved.step)  # last: it drops what came after the checkpoint
-    run = Run(config, run_dir, collector, replay, learner, Metrics(device), log, default_generator(device))
+    phases = Phases(config, learner, replay, default_generator(device))
+    prepare(resolve_mode(config.compile, device), phases, player)
+    run = Run(config, run_dir, collector, replay, learner, phases, Metrics(device), log)
     if saved is not None:
         run.step = run.saved_at = run.logged_at = saved.step
     return run
@@ -112,6 +117,7 @@ def env_seed(seed: int, saved: Checkpoint | None) -> int:
 
 
 def default_generator(device: torch.device) -> torch.Generator:
+    """Replay and every draw of the models take from it."""
     return torch.cuda.default_generators[device.index or 0] if device.type == "cuda" else torch.default_generator
 
 

@@ -11,6 +11,7 @@ from types import FrameType
 
 import nvtx
 
+from stormfast.compile import resolve_mode
 from stormfast.config import TrainConfig
 from stormfast.device import out_of_memory
 from stormfast.errors import UserError
@@ -54,31 +55,34 @@ def describe(run: Run) -> str:
     backend = run.collector.env.backend
     precision = str(learner.precision).removeprefix("torch.")
     start = f"step {run.step} of {config.steps}" if run.step else f"{config.steps} steps"
+    mode = f"{learner.device} {precision}, compile {resolve_mode(config.compile, learner.device)}"
     return (
         f"{config.game}: {start}, preset {config.preset}, protocol {config.protocol}, seed {config.seed}, {config.num_envs} x {backend}, "
-        f"{learner.device} {precision}, {report(learner.device)}; run directory {run.run_dir}"
+        f"{mode}, {report(learner.device)}; run directory {run.run_dir}"
     )
 
 
 def advance(run: Run) -> dict[str, float] | None:
-    """One step of every environment and the updates that are then due. Returns metrics when they were written."""
-    config, learner, replay = run.config, run.learner, run.replay
-    before = run.step
+    """One step of every environment and the updates that are then due. Returns metrics when they were written.
+
+    The updates are launched between the choice of an action and its execution: while the device learns, from what lies in replay
+    so far, the emulators step. Waiting for the device in between would change nothing but the time.
+    """
+    config, before = run.config, run.step
     with nvtx.annotate("act"):
-        transition = run.collector.step(at_random=before < config.acting.random_steps)
-        replay.append(transition)
-    run.step += transition.num_steps
+        action = run.collector.act(at_random=before < config.acting.random_steps)  # the one host sync
+    run.step += run.collector.num_acting
     updates = due(before, run.step, config.world_model.updates_per_step, config.acting.random_steps)
     for _ in range(updates):
         with nvtx.annotate("world_model"):
-            batch = replay.sample(config.world_model.batch_size, config.world_model.batch_length, run.generator)
-            run.metrics.add(learner.update_world_model(batch))
+            run.metrics.add(run.phases.update_world_model())
     for _ in range(due(before, run.step, config.agent.updates_per_step, config.acting.random_steps)):
         with nvtx.annotate("agent"):
-            context = replay.sample(config.imagination.batch_size, config.imagination.context, run.generator)
-            run.metrics.add(learner.update_agent(context))
+            run.metrics.add(run.phases.update_agent())
     if updates:
         run.collector.player.refresh()
+    with nvtx.annotate("env"):
+        run.replay.append(run.collector.step(action))
     if crossed(before, run.step, config.logging.save_every):
         return save(run)
     return write_metrics(run) if crossed(before, run.step, config.logging.every) else None

@@ -78,7 +78,7 @@ def episode_flags():
 def test_the_player_is_the_list_player(latent, reset_context, context):
     values = {"acting.latent": latent, "acting.reset_context": reset_context, "acting.context": context}
     learner = tiny_learner(values=values)
-    ours, theirs = Player(learner.world_model, learner.agent, learner.config.acting, N), ListPlayer(learner)
+    ours, theirs = Player(learner.inference, learner.agent, learner.config.acting, N), ListPlayer(learner)
     rng, (is_first, is_last) = np.random.default_rng(0), episode_flags()
     for t in range(STEPS):
         obs = frames(rng)
@@ -100,7 +100,7 @@ def test_the_player_is_the_list_player(latent, reset_context, context):
 @torch.no_grad()
 def test_hidden_is_zero_without_a_past_and_that_of_the_past_otherwise():
     learner = tiny_learner()
-    player = Player(learner.world_model, learner.agent, learner.config.acting, N)
+    player = Player(learner.inference, learner.agent, learner.config.acting, N)
     assert torch.equal(player.hidden(), torch.zeros(N, D))
     rng, nowhere = np.random.default_rng(0), np.zeros(N, bool)
     for _ in range(3):
@@ -114,7 +114,7 @@ def test_hidden_is_zero_without_a_past_and_that_of_the_past_otherwise():
 
 def test_without_is_last_every_step_is_remembered():
     learner = tiny_learner()
-    player = Player(learner.world_model, learner.agent, learner.config.acting, N)
+    player = Player(learner.inference, learner.agent, learner.config.acting, N)
     player.act(frames(np.random.default_rng(0)), np.ones(N, bool))
     assert player.length.tolist() == [1] * N
 
@@ -125,7 +125,7 @@ def test_a_prior_player_begins_at_random_and_a_posterior_player_does_not():
     for latent, expected in (("posterior", {1}), ("prior", set(range(NUM_ACTIONS)))):
         learner = tiny_learner(values={"acting.latent": latent})
         learner.agent.actor[-1].bias.data[1] += 100
-        player = Player(learner.world_model, learner.agent, learner.config.acting, N)
+        player = Player(learner.inference, learner.agent, learner.config.acting, N)
         actions = set()
         for _ in range(12):
             actions |= set(player.act(obs, first).tolist())
@@ -137,7 +137,7 @@ def test_a_prior_player_begins_at_random_and_a_posterior_player_does_not():
 def test_refresh_encodes_the_remembered_frames_with_the_new_weights():
     learner, rng = tiny_learner(), np.random.default_rng(0)
     model = learner.world_model
-    player = Player(model, learner.agent, learner.config.acting, N)
+    player = Player(learner.inference, learner.agent, learner.config.acting, N)
     nowhere, seen = np.zeros(N, bool), []
     for _ in range(C + 2):  # two more than it holds
         seen.append(frames(rng))
@@ -158,7 +158,7 @@ def test_refresh_encodes_the_remembered_frames_with_the_new_weights():
 def test_state_brings_a_player_back():
     learner, rng = tiny_learner(), np.random.default_rng(0)
     first = np.ones(N, bool)
-    player, other = (Player(learner.world_model, learner.agent, learner.config.acting, N) for _ in range(2))
+    player, other = (Player(learner.inference, learner.agent, learner.config.acting, N) for _ in range(2))
     for t in range(4):
         player.act(frames(rng), first & (t == 0))
     state = player.state()
@@ -175,7 +175,7 @@ def test_state_brings_a_player_back():
 
 def test_acting_waits_for_the_device_only_to_hand_over_the_actions():
     learner = tiny_learner()
-    player = Player(learner.world_model, learner.agent, learner.config.acting, N)
+    player = Player(learner.inference, learner.agent, learner.config.acting, N)
     with no_sync():
         player.act(frames(np.random.default_rng(0)), np.ones(N, bool), np.zeros(N, bool))
 
@@ -233,7 +233,8 @@ LENGTHS = [4, 2]
 def collect(steps, *, at_random=False, count_last_reward=True):
     env, player = ScriptedEnv(LENGTHS), EchoPlayer()
     collector = Collector(env, player, np.random.default_rng(0), count_last_reward=count_last_reward)
-    return [collector.step(at_random=at_random) for _ in range(steps)], collector, env, player
+    rows = [collector.step(collector.act(at_random=at_random)) for _ in range(steps)]
+    return rows, collector, env, player
 
 
 def test_rows_are_the_script():
@@ -273,9 +274,14 @@ def test_the_player_sees_the_frames_and_where_episodes_begin_and_end():
 
 
 def test_steps_taken_leave_out_resets():
-    rows, *_ = collect(15)
-    assert [row.num_steps for row in rows[:6]] == [2, 2, 1, 2, 1, 1]
-    assert sum(row.num_steps for row in rows) == 15 * 4 // 5 + 15 * 2 // 3
+    _, collector, *_ = collect(0)
+    steps = []
+    for _ in range(15):
+        steps.append(collector.num_acting)
+        row = collector.step(collector.act(at_random=False))
+        assert steps[-1] == (~row.is_last).sum()
+    assert steps[:6] == [2, 2, 1, 2, 1, 1]
+    assert sum(steps) == 15 * 4 // 5 + 15 * 2 // 3
 
 
 @pytest.mark.parametrize("count_last_reward", [True, False])
@@ -298,7 +304,7 @@ def test_an_unfinished_episode_goes_on_counting():
     _, collector, *_ = collect(3)
     assert collector.game_return.tolist() == [6, 0]
     assert collector.length.tolist() == [3, 0]
-    collector.step(at_random=False)
+    collector.step(collector.act(at_random=False))
     assert collector.take_finished()[1] == (10.0, 4)
 
 
@@ -315,9 +321,9 @@ def test_random_steps_do_not_ask_the_player():
 def test_a_real_player_collects():
     learner = tiny_learner()
     env = ScriptedEnv(LENGTHS)
-    collector = Collector(env, Player(learner.world_model, learner.agent, learner.config.acting, 2), np.random.default_rng(0))
+    collector = Collector(env, Player(learner.inference, learner.agent, learner.config.acting, 2), np.random.default_rng(0))
     for _ in range(3):
-        collector.step(at_random=False)
+        collector.step(collector.act(at_random=False))
     assert collector.player.length.tolist() == [3, 2]  # the last observation of environment 1 is not remembered
-    collector.step(at_random=False)
+    collector.step(collector.act(at_random=False))
     assert collector.player.length.tolist() == [4, 1]

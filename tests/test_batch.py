@@ -2,11 +2,10 @@
 
 import dataclasses
 
-import numpy as np
 import pytest
 import torch
 
-from stormfast.batch import Batch, Transition
+from stormfast.batch import Batch
 from tests.model_fixtures import make_batch
 
 FIELDS = [f.name for f in dataclasses.fields(Batch)]
@@ -36,14 +35,6 @@ def test_a_batch_of_one_row_without_time_is_refused():
     batch = make_batch(3, 5)
     with pytest.raises(ValueError, match="batch field"):
         Batch(**{name: getattr(batch, name)[:, 0] for name in FIELDS})
-
-
-def test_a_row_of_the_last_observation_is_no_step():
-    flags = {name: np.zeros(4, bool) for name in ("terminated", "truncated", "life_lost", "is_first")}
-    is_last = np.array([False, True, False, True])
-    row = Transition(np.zeros((4, 3, 64, 64), np.uint8), np.zeros(4, np.int64), np.zeros(4, np.float32), **flags, is_last=is_last)
-    assert row.num_steps == 2
-    assert isinstance(row.num_steps, int)
 
 
 def test_records_cannot_be_changed():

@@ -80,7 +80,7 @@ def test_training_in_bfloat16_saves_resumes_and_is_scored(tmp_path: Path) -> Non
     saved = load_checkpoint(tmp_path, CUDA)
     with build(replace(config, resume=True), tmp_path) as run:
         assert (run.step, run.learner.device.type, run.learner.precision) == (96, "cuda", torch.bfloat16)
-        assert (run.replay.device.type, run.generator.device.type, len(run.replay)) == ("cuda", "cuda", int(run.replay.written.sum()))
+        assert (run.replay.device.type, run.phases.generator.device.type, len(run.replay)) == ("cuda", "cuda", int(run.replay.written.sum()))
         tensors, meta = snapshot(run)
     assert meta == saved.meta
     assert tensors.keys() == saved.tensors.keys()

@@ -124,9 +124,9 @@ def test_the_first_state_is_what_the_player_sees():
     learner, context = tiny_learner(), make_batch(B, C, resets=False)
     context.is_first[:, 0] = True
     context.is_first[: B // 2, -1] = True
-    mode = learner.world_model.sample
-    learner.world_model.sample = lambda logits, uniform: mode(logits, None)
-    player = Player(learner.world_model, learner.agent, learner.config.acting, B)
+    mode = learner.inference.model.sample
+    learner.inference.model.sample = lambda logits, uniform: mode(logits, None)
+    player = Player(learner.inference, learner.agent, learner.config.acting, B)
     seen = []
     state = learner.agent.state
     learner.agent.state = lambda *parts: seen.append(state(*parts)) or seen[-1]

@@ -55,7 +55,8 @@ def test_models_are_in_evaluation_mode_but_for_the_world_model_loss():
     assert not any(m.training for m in [*learner.world_model.modules(), *learner.agent.modules()])
     learner.update_world_model(make_batch())
     learner.update_agent(make_batch(B, C))
-    assert seen == [True, False]
+    assert seen == [True]  # imagination uses the folded copy
+    assert not any(m.training for m in learner.inference.model.modules())
     assert not any(m.training for m in [*learner.world_model.modules(), *learner.agent.modules()])
 
 
@@ -91,6 +92,19 @@ def test_the_update_is_adam_on_clipped_gradients():
         plain.step()
     for (name, a), b in zip(learner.world_model.named_parameters(), other.world_model.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=2e-5, msg=lambda m, name=name: f"{name}: {m}")  # a step is 1e-4; the sign is what counts
+
+
+def test_a_step_that_is_not_finite_leaves_the_weights_as_they_were():
+    learner, batch = tiny_learner(), make_batch()
+    learner.update_world_model(batch)
+    before = {name: p.detach().clone() for name, p in learner.world_model.named_parameters()}
+    broken = dataclasses.replace(batch, reward=torch.full_like(batch.reward, float("nan")))
+    metrics = learner.update_world_model(broken)
+    assert not metrics["world_model/grad_norm"].isfinite()  # and so the run is told
+    for name, parameter in learner.world_model.named_parameters():
+        assert torch.equal(parameter, before[name]), name
+    learner.update_world_model(batch)
+    assert not torch.equal(learner.world_model.posterior.linear.weight, before["posterior.linear.weight"])
 
 
 def test_optimisers_have_the_settings_of_the_config():

@@ -46,6 +46,10 @@ class Encoder(nn.Module):
     def forward(self, frames: Tensor) -> Tensor:
         return self.layers(frames).flatten(1)
 
+    def embed(self, obs: Tensor) -> Tensor:
+        """Frames [..., 3, 64, 64], uint8 or float in [0, 1] -> [prod(...), E]."""
+        return self(normalize_frames(obs))
+
 
 class Decoder(nn.Module):
     """The encoder mirrored: [B, S*K] -> linear, batch norm, ReLU -> 4 transposed convolutions -> [B, 3, 64, 64], unbounded.

@@ -33,7 +33,7 @@ class WorldModel(nn.Module):
 
     def encode(self, obs: Tensor) -> Tensor:
         """Posterior logits of frames [..., 3, 64, 64] (uint8, or float in [0, 1]) -> [..., S, K]."""
-        return self.posterior(self.encoder(normalize_frames(obs))).unflatten(0, obs.shape[:-3])
+        return self.posterior(self.encoder.embed(obs)).unflatten(0, obs.shape[:-3])
 
     def sample(self, logits: Tensor, uniform: Tensor | None) -> Tensor:
         """Latent [..., S*K] from logits [..., S, K] and uniform numbers [..., S]; the mode without them."""
@@ -57,7 +57,10 @@ class WorldModel(nn.Module):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """All loss terms of a batch, `total` among them; draws one uniform number a categorical."""
+        return self.losses(batch, torch.rand(*batch.action.shape, self.config.categoricals, device=batch.action.device))
+
+    def losses(self, batch: Batch, uniform: Tensor) -> dict[str, Tensor]:
+        """loss() with its uniform numbers [B, T, S] given, so that it compiles to the same draws."""
         frames = normalize_frames(batch.obs)
-        uniform = torch.rand(*batch.action.shape, self.config.categoricals, device=frames.device)
         prediction = self.predict(frames, batch, uniform)
         return world_model_loss(prediction, frames, batch, self.two_hot, self.config, mark_resets=self.mark_resets)

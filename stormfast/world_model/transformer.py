@@ -24,8 +24,14 @@ class KVCache:
     key: Tensor  # [layers, B, H, L, D/H]
     value: Tensor  # [layers, B, H, L, D/H]
     length: Tensor  # [] int64 on the device, positions filled
-    filled: int = 0  # the same on the host, so that a full cache is refused without a sync
+    filled: int = 0  # the same on the host, where reserve() counts, so that a full cache is refused without a sync
     first: Tensor | None = None  # [B] int64, first position each sequence may see
+
+    def reserve(self, tokens: int) -> None:
+        """Counts tokens about to be appended. Raises: ValueError where they do not fit."""
+        if self.filled + tokens > self.key.shape[-2]:
+            raise ValueError(f"the cache is full: {self.filled} of {self.key.shape[-2]} tokens")
+        self.filled += tokens
 
     def begin_anew(self, where: Tensor) -> None:
         """Makes what is cached invisible to the sequences in `where` [B] bool: an episode begins there."""
@@ -91,6 +97,11 @@ def token_stem(features: int, width: int) -> nn.Sequential:
     )
 
 
+def one_hot(index: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
+    """[...] int64 -> [..., classes]. Not F.one_hot, whose range check waits for the device on some of them."""
+    return (index[..., None] == torch.arange(classes, device=index.device)).to(dtype)
+
+
 class FusedTokens(nn.Module):
     """The action mixer: one token a step from concat(latent, one-hot action)."""
 
@@ -103,7 +114,7 @@ class FusedTokens(nn.Module):
 
     def forward(self, latent: Tensor, action: Tensor) -> Tensor:
         """latent [B, T, S*K], action [B, T] int64 -> [B, T, D]."""
-        return self.stem(torch.cat([latent, F.one_hot(action, self.num_actions).to(latent.dtype)], -1))
+        return self.stem(torch.cat([latent, one_hot(action, self.num_actions, latent.dtype)], -1))
 
 
 class SeparateTokens(nn.Module):
@@ -122,7 +133,7 @@ class SeparateTokens(nn.Module):
 
     def forward(self, latent: Tensor, action: Tensor) -> Tensor:
         """latent [B, T, S*K], action [B, T] int64 -> [B, 2T, D]."""
-        action_token = self.action_stem(F.one_hot(action, self.num_actions).to(latent.dtype))
+        action_token = self.action_stem(one_hot(action, self.num_actions, latent.dtype))
         return torch.stack([self.obs_stem(latent), action_token], -2).flatten(-3, -2)
 
 
@@ -189,6 +200,22 @@ class SequenceModel(nn.Module):
             x = block.feed_forward(block.attention(x, mask))
         return x[:, self.tokens.per_step - 1 :: self.tokens.per_step]
 
+    def at(self, latent: Tensor, action: Tensor, step: Tensor) -> Tensor:
+        """Row step[b] of what forward gives for one episode: latent [B, T, S*K], action [B, T], step [B] int64 -> [B, D].
+
+        The last layer computes that row only. Causal: what lies beyond it is not seen.
+        """
+        x, last = self.embed(latent, action), len(self.blocks) - 1
+        row = self.tokens.per_step * (step + 1) - 1
+        mask = self.mask(None, action)
+        for i, block in enumerate(self.layers()):
+            key, value = block.attention.split(block.attention.key(x)), block.attention.split(block.attention.value(x))
+            if i == last:
+                x = x.gather(1, row[:, None, None].expand(-1, 1, x.shape[-1]))
+                mask = mask[0, 0].index_select(0, row)[:, None, None]  # [B, 1, 1, T]
+            x = block.feed_forward(block.attention.attend(x, key, value, mask))
+        return x[:, 0]
+
     def new_cache(self, batch: int, steps: int, dtype: torch.dtype, device: torch.device) -> KVCache:
         """Room for `steps` steps of `batch` sequences."""
         if steps > self.config.max_length:
@@ -222,15 +249,17 @@ class SequenceModel(nn.Module):
 
     def step(self, latent: Tensor, action: Tensor, cache: KVCache) -> Tensor:
         """One more step: latent [B, S*K], action [B] -> hidden state [B, D]. Raises ValueError when the cache is full."""
+        cache.reserve(self.tokens.per_step)
+        return self.step_reserved(latent, action, cache)
+
+    def step_reserved(self, latent: Tensor, action: Tensor, cache: KVCache) -> Tensor:
+        """step() after cache.reserve(): nothing here depends on the host's count, so that one compiled graph serves every step."""
         tokens = self.tokens(latent[:, None], action[:, None])
-        if cache.filled + tokens.shape[1] > cache.key.shape[-2]:
-            raise ValueError(f"the cache is full: {cache.filled} of {cache.key.shape[-2]} tokens")
         for token in tokens.unbind(1):
             x = self.norm(token + self.positions(cache.length))  # indexing by a 0-d tensor would sync
             for i, block in enumerate(self.layers()):
                 x = block.feed_forward(block.attention.step(x, cache, i))
             cache.length += 1
-            cache.filled += 1
         return x
 
 

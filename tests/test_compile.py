@@ -1,0 +1,213 @@
+"""Eager, compiled and static-buffer phases compute the same; a captured function's buffers stay where they are."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from stormfast.act import Player
+from stormfast.batch import Transition
+from stormfast.compile import EAGER_CALLS, Captured, Phases, Shared, capture_phases, compile_parts, resolve_mode
+from stormfast.learner import Learner
+from stormfast.replay import Replay
+from stormfast.run import default_generator
+from tests.model_fixtures import NUM_ACTIONS, tiny_learner
+
+CPU = torch.device("cpu")
+STEPS = 50
+
+
+def test_auto_takes_graphs_on_cuda_alone():
+    assert [resolve_mode("auto", torch.device(name)) for name in ("cpu", "cuda:0")] == ["off", "graphs"]
+    for choice in ("off", "default", "graphs"):
+        assert {resolve_mode(choice, torch.device(name)) for name in ("cpu", "cuda:0")} == {choice}
+
+
+# --- one captured function ---------------------------------------------------------------------------------------
+
+
+def test_a_captured_function_gives_what_the_function_gives():
+    total = torch.zeros(3)
+
+    def add(x, y):
+        total.add_(x)
+        return {"sum": total + y, "difference": total - y}
+
+    captured = Captured(add, Shared(CPU))
+    outputs = []
+    for t in range(EAGER_CALLS + 3):
+        x, y = torch.full((3,), float(t)), torch.tensor([t, 1.0, 2.0])
+        outputs.append(captured(x, y))
+        expected = torch.full((3,), t * (t + 1) / 2)
+        assert torch.equal(outputs[-1]["sum"], expected + y), t
+        assert torch.equal(outputs[-1]["difference"], expected - y), t
+        assert torch.equal(total, expected)  # each call ran once, those before the capture too
+
+
+def test_outputs_and_inputs_of_a_captured_function_lie_in_buffers_made_once():
+    seen = []
+    captured = Captured(lambda x: seen.append(x.data_ptr()) or x * 2, Shared(CPU))
+    outputs = [captured(torch.full((2,), float(t))) for t in range(EAGER_CALLS + 4)]
+    assert len(set(seen[EAGER_CALLS:])) == 1
+    assert len({output.data_ptr() for output in outputs[EAGER_CALLS:]}) == 1
+    assert outputs[EAGER_CALLS].tolist() == [2.0 * (EAGER_CALLS + 3)] * 2  # overwritten since
+    assert outputs[0].tolist() == [0.0, 0.0]
+
+
+def test_arguments_are_copied_and_another_shape_is_refused():
+    captured = Captured(lambda x: x.add_(1), Shared(CPU))
+    for _ in range(EAGER_CALLS + 2):
+        x = torch.zeros(2)
+        captured(x)
+    assert x.tolist() == [0.0, 0.0]
+    with pytest.raises(RuntimeError):
+        captured(torch.zeros(3))
+
+
+# --- a run's phases ----------------------------------------------------------------------------------------------
+
+
+def learner_on(device, values, precision):
+    given = tiny_learner(values=values, precision=precision)
+    if device == CPU:
+        return given
+    learner = Learner(given.config, NUM_ACTIONS, device, precision)
+    learner.world_model.load_state_dict(given.world_model.state_dict())
+    learner.agent.load_state_dict(given.agent.state_dict())
+    return learner
+
+
+def lived_through(device=CPU, rows=60):
+    """A replay of random play, with ends of episodes."""
+    replay, rng = Replay(256, 2, device), np.random.default_rng(0)
+    for t in range(rows):
+        flags = {name: rng.random(2) < 0.1 for name in ("terminated", "truncated", "life_lost")}
+        is_first, is_last = np.full(2, t % 13 == 0), np.full(2, t % 13 == 12)
+        obs, action = rng.integers(256, size=(2, 3, 64, 64), dtype=np.uint8), rng.integers(NUM_ACTIONS, size=2)
+        replay.append(Transition(obs, action, rng.normal(size=2).astype(np.float32), **flags, is_first=is_first, is_last=is_last))
+    return replay
+
+
+def history(prepare, values=None, steps=STEPS, precision=torch.float32, device=CPU):
+    """Losses of each step, actions of each step, and parameters in the end, of a run whose phases were prepared."""
+    learner = learner_on(device, {"world_model.dropout": 0.0} | (values or {}), precision)
+    replay = lived_through(device)
+    player = Player(learner.inference, learner.agent, learner.config.acting, 2)
+    phases = Phases(learner.config, learner, replay, default_generator(device))
+    prepare(learner, phases, player)
+    torch.manual_seed(1)
+    rng, losses, actions = np.random.default_rng(2), [], []
+    for t in range(steps):
+        obs = rng.integers(256, size=(2, 3, 64, 64), dtype=np.uint8)
+        actions.append(player.act(obs, np.full(2, t % 9 == 0), np.full(2, t % 9 == 8)).tolist())
+        losses.append({name: float(x) for update in (phases.update_world_model, phases.update_agent) for name, x in update().items()})
+        player.refresh()
+    weights = {**dict(learner.world_model.named_parameters()), **dict(learner.agent.named_parameters(prefix="agent"))}
+    return losses, actions, {name: weight.detach().cpu() for name, weight in weights.items()}
+
+
+def compiled_with(backend):
+    def prepare(learner, phases, player):
+        torch._dynamo.reset()
+        real = torch.compile
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch, "compile", lambda function, **options: real(function, backend=backend, **options))
+            compile_parts(learner, player)
+
+    return prepare
+
+
+def assert_same_history(got, expected, steps, rtol):
+    (got_losses, got_actions, got_weights), (losses, actions, weights) = got, expected
+    assert len(got_losses) == len(losses) == steps
+    for t, (a, b) in enumerate(zip(got_losses, losses, strict=True)):
+        for name in b:
+            assert a[name] == pytest.approx(b[name], rel=rtol, abs=rtol), f"step {t}: {name}"
+    assert got_actions == actions
+    for name, weight in weights.items():
+        torch.testing.assert_close(got_weights[name], weight, rtol=rtol, atol=rtol, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("values", [{}, {"agent.minibatches": 2, "imagination.start": "prior", "world_model.tokens": "separate"}])
+def test_static_buffers_change_nothing(values):
+    eager = history(lambda *parts: None, values)
+    captured = history(lambda learner, phases, player: capture_phases(phases, player), values)
+    assert_same_history(captured, eager, STEPS, rtol=0)
+
+
+@pytest.mark.parametrize(("backend", "steps"), [("aot_eager", EAGER_CALLS + 3), pytest.param("inductor", STEPS, marks=pytest.mark.slow)])
+def test_compiled_and_captured_phases_agree_with_eager_ones_and_compile_once(backend, steps):
+    """To rounding, which 50 steps of training amplify; fullgraph: a graph break would raise."""
+
+    def both(learner, phases, player):
+        compiled_with(backend)(learner, phases, player)
+        capture_phases(phases, player)
+
+    assert_same_history(history(both, steps=steps), history(lambda *parts: None, steps=steps), steps, rtol=1e-3)
+    compiled = dict(torch._dynamo.utils.counters["stats"])
+    assert compiled["unique_graphs"] == 7, compiled  # losses, observe, begin, step, judge, agent loss, respond: none of them twice
+
+
+def test_bfloat16_phases_compile_too():
+    losses, *_ = history(compiled_with("aot_eager"), steps=1, precision=torch.bfloat16)
+    assert all(np.isfinite(list(each.values())).all() for each in losses)
+
+
+def test_what_a_phase_learns_from_is_drawn_inside_it():
+    learner = tiny_learner()
+    replay = lived_through()
+    phases = Phases(learner.config, learner, replay, torch.default_generator)
+    drawn = []
+    learner.update_world_model = lambda batch: drawn.append(batch) or {}
+    learner.update_agent = lambda batch: drawn.append(batch) or {}
+    torch.manual_seed(4)
+    phases.update_world_model()
+    phases.update_agent()
+    torch.manual_seed(4)
+    settings = learner.config
+    expected = [replay.sample(settings.world_model.batch_size, settings.world_model.batch_length, torch.default_generator)]
+    expected.append(replay.sample(settings.imagination.batch_size, settings.imagination.context, torch.default_generator))
+    for got, batch in zip(drawn, expected, strict=True):
+        for f in dataclasses.fields(batch):
+            assert torch.equal(getattr(got, f.name), getattr(batch, f.name))
+
+
+# --- captured for real -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compiled", [False, True])
+def test_on_cuda_replayed_graphs_agree_with_eager_phases(compiled):
+    """The same random numbers too: a replay takes up the generator where the call before left it."""
+
+    def prepare(learner, phases, player):
+        if compiled:
+            compile_parts(learner, player)
+        capture_phases(phases, player)
+        captured.extend([phases.update_world_model, phases.update_agent, player.decide, player.refresh])
+
+    captured, cuda = [], torch.device("cuda", 0)
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        got = history(prepare, device=cuda)
+        expected = history(lambda *parts: None, device=cuda)
+    assert all(phase.graph is not None for phase in captured)
+    assert_same_history(got, expected, STEPS, rtol=1e-3)
+
+
+@pytest.mark.gpu
+def test_on_cuda_replays_wait_for_nothing():
+    def prepare(learner, phases, player):
+        capture_phases(phases, player)
+        kept.append(phases)
+
+    kept, cuda = [], torch.device("cuda", 0)
+    history(prepare, steps=EAGER_CALLS + 2, device=cuda)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            kept[0].update_world_model()
+            kept[0].update_agent()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
