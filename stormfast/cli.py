@@ -7,7 +7,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from stormfast import __version__
-from stormfast.config import EvaluateConfig, Preset, TrainConfig, check_name, check_resumable, nearest, preset_config, validate, validate_evaluation
+from stormfast.config import (
+    EvaluateConfig,
+    LaunchConfig,
+    Preset,
+    ProfileConfig,
+    TrainConfig,
+    check_name,
+    check_resumable,
+    nearest,
+    preset_config,
+    validate,
+    validate_evaluation,
+    validate_profile,
+)
 from stormfast.errors import UserError
 from stormfast.games import BUILT_IN, SCORES, check_game
 
@@ -18,6 +31,7 @@ A STORM world-model agent, trained from pixels in the least wall-clock time.
 
   train         train an agent:            stormfast train --game Pong
   evaluate RUN  score a run's agent:       stormfast evaluate runs/Pong/DATE-TIME --episodes 100
+  profile       time the phases of a step: stormfast profile --preset storm --steps 10
   games         list the games, with random and human scores
   doctor        say what is installed, what will be used, and why
 
@@ -94,7 +108,12 @@ def _run(args: list[str]) -> int:
 
 
 def _train(args: list[str]) -> int:
-    config = train_config(args)
+    launch = train_config(args)
+    if launch.is_several:
+        from stormfast.seeds import train_several
+
+        return train_several(launch, args, train_config)
+    config = launch.one_run()
     from stormfast.device import resolve_device
 
     resolve_device(config.device)
@@ -110,33 +129,40 @@ def _train(args: list[str]) -> int:
         raise
 
 
-def train_config(args: list[str]) -> TrainConfig:
-    """The settings that the arguments of `stormfast train` ask for, checked.
+def train_config(args: list[str]) -> LaunchConfig:
+    """The settings that the arguments of `stormfast train` ask for, checked; those of several runs to resume, only as far as they go.
 
     Two passes: the first shows which preset and protocol, or which saved run, the user's own settings go on top of.
     Raises: UserError for anything wrong with them.
     """
-    from stormfast.arguments import parse, wants_help
+    from stormfast.arguments import wants_help
 
-    prog = "stormfast train"
     plain = dataclasses.replace(preset_config("storm", "standard"), preset="auto")
     words = [word for word in args if word not in ("-h", "--help")]
-    asked = parse(TrainConfig, words, prog, plain)
+    asked = _parse_train(words, plain)
     if wants_help(args):
-        return parse(TrainConfig, args, prog, _help_defaults(asked), _help_description(asked))
-    check_game(asked.game)
+        return _parse_train(args, _help_defaults(asked), _help_description(asked))
+    for game in asked.games:
+        check_game(game)
+    validate(LaunchConfig(seeds=asked.seeds, parallel=asked.parallel))
     if asked.resume:
-        return _resumed(args, asked)
+        return asked if asked.is_several else _resumed(args, asked)
     preset = _choose_preset(asked) if asked.preset == "auto" else asked.preset
-    config = parse(TrainConfig, args, prog, preset_config(preset, asked.protocol))
+    config = _parse_train(args, preset_config(preset, asked.protocol))
     config = dataclasses.replace(config, preset=preset)  # the name in full, even where the user typed auto
     validate(config)
     return config
 
 
-def _resumed(args: list[str], asked: TrainConfig) -> TrainConfig:
-    """The saved settings of a run, with what a resume may change on top."""
+def _parse_train(args: list[str], default: TrainConfig, description: str | None = None) -> LaunchConfig:
+    """What the arguments ask for, on top of the settings of a run."""
     from stormfast.arguments import parse
+
+    return parse(LaunchConfig, args, "stormfast train", LaunchConfig(**vars(default)), description)
+
+
+def _resumed(args: list[str], asked: TrainConfig) -> LaunchConfig:
+    """The saved settings of a run, with what a resume may change on top."""
     from stormfast.run_dir import load_config, newest_run
 
     if asked.run_dir is None:
@@ -145,7 +171,7 @@ def _resumed(args: list[str], asked: TrainConfig) -> TrainConfig:
         raise UserError(f"--resume needs the --run-dir of the run to go on with; {hint}")
     check_name("run_dir", asked.run_dir)
     saved = load_config(Path(asked.run_dir))
-    config = parse(TrainConfig, args, "stormfast train", saved)
+    config = _parse_train(args, saved)
     if config.preset == "auto":
         config = dataclasses.replace(config, preset=saved.preset)
     validate(config)
@@ -194,6 +220,25 @@ def _evaluate(args: list[str]) -> int:
     return evaluate(config)
 
 
+def _profile(args: list[str]) -> int:
+    from stormfast.arguments import parse
+
+    what = "Time each phase of a training step, and compare it with what the device could do."
+    config = parse(ProfileConfig, args, "stormfast profile", description=what)
+    validate_profile(config)
+    check_game(config.game)
+    from stormfast.device import auto_preset, resolve_device
+
+    resolve_device(config.device)
+    if config.preset == "auto":
+        preset, reason = auto_preset(config.device)
+        print(f"preset {preset}, because {reason} (--preset auto)", file=sys.stderr, flush=True)
+        config = dataclasses.replace(config, preset=preset)
+    from stormfast.profile import profile
+
+    return profile(config)
+
+
 def _games(args: list[str]) -> int:
     if _only_help(args, "games", "List the games, with the scores of the random policy and of a human."):
         return 0
@@ -223,4 +268,4 @@ def _only_help(args: list[str], command: str, what: str) -> bool:
     return bool(args)
 
 
-COMMANDS: dict[str, Callable[[list[str]], int]] = {"train": _train, "evaluate": _evaluate, "games": _games, "doctor": _doctor}
+COMMANDS: dict[str, Callable[[list[str]], int]] = {"train": _train, "evaluate": _evaluate, "profile": _profile, "games": _games, "doctor": _doctor}
