@@ -8,7 +8,9 @@ A bench is a test in a file bench_*.py that asks for `measure`. Its sizes are a 
 It then runs once for each case and provider.
 """
 
+import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +18,7 @@ import torch
 
 from bench.devices import copy_bandwidth, describe
 from bench.kernels import table
-from bench.kernels.timing import assert_same, num_sets, prepare
+from bench.kernels.timing import assert_same_call, num_sets, prepare
 from bench.kernels.work import Work
 from stormfast.device import resolve_device
 from stormfast.errors import UserError
@@ -44,6 +46,19 @@ def pytest_configure(config: pytest.Config) -> None:
         config.stash[DEVICE] = resolve_device(config.getoption("--device"))
     except UserError as error:
         raise pytest.UsageError(str(error)) from None
+    if path := config.getoption("benchmark_json"):
+        _check_writable(path)
+
+
+def _check_writable(path: Path) -> None:
+    """Refuses now what pytest-benchmark would fail to write after all has been timed."""
+    try:
+        if path.exists() and not path.is_file():
+            raise pytest.UsageError(f"--benchmark-json must be a file, got {path}")
+        with tempfile.TemporaryFile(dir=path.parent):  # access rights do not tell: root has them everywhere
+            pass
+    except OSError as error:
+        raise pytest.UsageError(f"--benchmark-json must lie in a directory that can be written, got {path}: {error.strerror}") from None
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -113,7 +128,7 @@ def measure(
         sets = [arguments(generator) for _ in range(num_sets(work.bytes, device))]
         if provider != "eager" and comparable:
             for given in sets[0]:
-                assert_same(around(forward, *given), around(reference, *given), tolerance=2e-2)
+                assert_same_call(lambda *x: around(forward, *x), lambda *x: around(reference, *x), given, tolerance=2e-2)
         launches = _triton_launches(lambda: around(forward, *sets[0][0]))
         assert (launches > 0) == (provider == "triton"), f"{provider} launched {launches} Triton kernels of stormfast"
         timed = prepare(lambda *given: around(forward, *given), sets, device)

@@ -102,10 +102,22 @@ def _seconds_of_copies(source: torch.Tensor, target: torch.Tensor, copies: int) 
     return time.perf_counter() - started
 
 
-def main() -> None:
+def main() -> int:
+    sys.path[:0] = [str(ROOT)]  # as a script, of this checkout
+    from stormfast.device import resolve_device
+    from stormfast.errors import UserError
+
+    try:
+        if len(sys.argv) != 2:
+            raise UserError(f"expected one device: python bench/devices.py cpu|cuda|cuda:N, got {len(sys.argv) - 1} arguments")
+        device = resolve_device(sys.argv[1])
+    except UserError as error:
+        print(f"devices: {error}", file=sys.stderr)
+        return 2
     head, dirty = commit()
-    print(slug(device_name(torch.device(sys.argv[1]))), head + ("-dirty" if dirty else ""))
+    print(slug(device_name(device)), head + ("-dirty" if dirty else ""))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

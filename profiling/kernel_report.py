@@ -32,6 +32,7 @@ import argparse
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -99,19 +100,36 @@ def find_cuobjdump() -> str:
         raise UserError("kernels are compiled here, but TRITON_INTERPRET asks for the interpreter; unset TRITON_INTERPRET")
     try:
         return launch.triton.knobs.nvidia.cuobjdump.path
-    except RuntimeError as error:
+    except (RuntimeError, OSError, ValueError) as error:  # none is found; the one named is not executable, or no cuobjdump
         raise UserError(f"the report needs cuobjdump, which comes with triton's wheels, but {error}; set TRITON_CUOBJDUMP_PATH") from None
+
+
+def check_cache() -> None:
+    """Raises UserError where Triton cannot keep what it compiles."""
+    folder = launch.triton.knobs.cache.dir
+    if not folder:
+        raise UserError("triton needs a cache directory, but TRITON_CACHE_DIR is empty; unset it")
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"triton needs a cache directory that can be written, but '{folder}': {error.strerror}; set TRITON_CACHE_DIR") from None
 
 
 def survey(wanted: Sequence[Case], targets: Sequence[int]) -> list[Row]:
     """Every case on every target; equal specialisations are compiled once, and disassembled while others compile."""
     cuobjdump, known, keys = find_cuobjdump(), dict[str, Future[Resources]](), []
+    check_cache()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for case, target in product(wanted, targets):
             keys.append(f"{specialisation(case)} {target}")
             if keys[-1] not in known:
                 known[keys[-1]] = pool.submit(measure, case.launch.compile_for(target), cuobjdump)
-    return [Row(case, target, known[key].result()) for (case, target), key in zip(product(wanted, targets), keys, strict=True)]
+    try:
+        return [Row(case, target, known[key].result()) for (case, target), key in zip(product(wanted, targets), keys, strict=True)]
+    except (RuntimeError, OSError) as error:
+        raise UserError(f"the disassembler did not work: {' '.join(str(error).split())}; unset TRITON_CUOBJDUMP_PATH, or set it to another") from None
 
 
 def specialisation(case: Case) -> str:
@@ -129,7 +147,15 @@ def read_budgets(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} must hold the budgets, but {error}; write it with --write-budgets") from None
     if not isinstance(content, dict) or not isinstance(content.get("triton"), str) or not isinstance(content.get("budgets"), dict):
         raise UserError(f"{path} must hold the budgets, but it has no triton version or no budgets; write it with --write-budgets")
+    for case, of_case in content["budgets"].items():
+        if not isinstance(of_case, dict) or not all(map(is_budget, of_case.values())):
+            expected = "{target: [most instructions, most registers]}"
+            raise UserError(f"{path} must hold {expected} for each case, but for {case} it has {json.dumps(of_case)}; write it with --write-budgets")
     return content
+
+
+def is_budget(value: Any) -> bool:
+    return isinstance(value, list) and [type(number) for number in value] == [int, int]
 
 
 def breaches(rows: Sequence[Row], budgets: dict[str, Any]) -> list[str]:
@@ -169,13 +195,25 @@ def write_budgets(path: Path, rows: Sequence[Row]) -> None:
     lines = ",\n".join(f"    {json.dumps(name)}: {json.dumps(budget)}" for name, budget in budgets.items())
     note = "case: {target: [most instructions, most registers]}, written by kernel_report.py --write-budgets"
     text = f'{{\n  "note": "{note}",\n  "triton": "{launch.triton.__version__}",\n  "budgets": {{\n{lines}\n  }}\n}}\n'
-    write_whole(path, text.encode())
+    write(path, text)
 
 
 def check_writable(path: Path) -> None:
     """Raises UserError now for a file that could not be written after a minute of compiling."""
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise UserError(f"a file must be writable, but {path} is a directory, or lies in none that can be written; name another")
+    try:
+        if path.exists() and not path.is_file():  # a device would be replaced by the file
+            raise UserError(f"what is written must be a file, but {path} is a directory or a device; name another")
+        with tempfile.TemporaryFile(dir=path.parent):  # access rights do not tell: root has them everywhere
+            pass
+    except OSError as error:
+        raise UserError(f"{path} must lie in a directory that can be written, but {error.strerror}; name another") from None
+
+
+def write(path: Path, text: str) -> None:
+    try:
+        write_whole(path, text.encode())
+    except OSError as error:
+        raise UserError(f"{path} could not be written: {error.strerror}; name another") from None
 
 
 # --- printing ----------------------------------------------------------------------------------------------------
@@ -259,7 +297,7 @@ def report(options: argparse.Namespace) -> int:
     found = [] if budgets is None else breaches(rows, budgets)
     if options.json:
         content = {"triton": launch.triton.__version__, "rows": [row.record() for row in rows], "breaches": found}
-        write_whole(options.json, (json.dumps(content, indent=1) + "\n").encode())
+        write(options.json, json.dumps(content, indent=1) + "\n")
     if options.write_budgets:
         write_budgets(options.budgets, rows)
     if budgets is not None and budgets["triton"] != launch.triton.__version__:

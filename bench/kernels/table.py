@@ -87,7 +87,7 @@ def main() -> int:
         try:
             result = json.loads(path.read_text())
             text = f"{heading(result)}\n\n{markdown([benchmark['extra_info'] for benchmark in result['benchmarks']])}\n"
-        except (OSError, ValueError, KeyError, IndexError) as error:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:  # JSON of any other shape
             expected = "expected a file of `pytest bench/kernels --benchmark-json=FILE`"
             print(f"{expected}, got {path}: {type(error).__name__}: {error}", file=sys.stderr)
             return 2

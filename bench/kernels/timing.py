@@ -116,5 +116,22 @@ def assert_same(got: Any, expected: Any, tolerance: float) -> None:
             raise AssertionError(f"output {i} of shape {tuple(b.shape)} differs from the reference by {float(error):.2g} of its norm")
 
 
+def assert_same_call(forward: Callable[..., Any], reference: Callable[..., Any], given: tuple, tolerance: float) -> None:
+    """assert_same of outputs, each on arguments of its own; and what the reference writes into its arguments, `forward` writes too."""
+    ours, theirs = clones(given), clones(given)
+    assert_same(forward(*ours), reference(*theirs), tolerance)
+    for i, (before, a, b) in enumerate(zip(given, ours, theirs, strict=True)):
+        if isinstance(before, Tensor) and not torch.equal(a, b):
+            error, change = (a.double() - b.double()).norm(), (b.double() - before.double()).norm()  # one position is little of a cache
+            if not error <= tolerance * change:
+                shape, wrong, right = tuple(b.shape), float(error), float(change)
+                raise AssertionError(f"argument {i} of shape {shape}: the reference changes it by {right:.2g}, and this is {wrong:.2g} from that")
+
+
+def clones(arguments: tuple) -> tuple:
+    """Arguments of their own memory and of the same layout; a view of a larger tensor becomes a tensor by itself."""
+    return tuple(x.detach().clone().requires_grad_(x.requires_grad) if isinstance(x, Tensor) else x for x in arguments)
+
+
 def tensors(output: Any) -> tuple[Tensor, ...]:
     return (output,) if isinstance(output, Tensor) else tuple(output)

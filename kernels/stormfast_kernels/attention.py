@@ -4,6 +4,7 @@ B sequences   H heads   L length of the cache (positions)   D head size   W posi
 """
 
 import math
+import operator
 
 import torch
 from torch import Tensor
@@ -31,9 +32,10 @@ def cached_attention_step_reference(
     if first is not None:
         start = torch.minimum(first, length).unsqueeze(-1)  # [B, 1]
         visible = (visible & (position >= start)).view(-1, 1, 1, len(position))  # [B, 1, 1, L]
-    if query.device.type == "cpu":
-        return _attend_by_products(query, key_cache, value_cache, visible.expand(1, 1, 1, -1) if first is None else visible)
-    return scaled_dot_product_attention(query.unsqueeze(2), key_cache, value_cache, attn_mask=visible).squeeze(2)
+    with torch.autocast(query.device.type, enabled=False):  # in the dtype of the arguments, as the kernel
+        if query.device.type == "cpu":
+            return _attend_by_products(query, key_cache, value_cache, visible.expand(1, 1, 1, -1) if first is None else visible)
+        return scaled_dot_product_attention(query.unsqueeze(2), key_cache, value_cache, attn_mask=visible).squeeze(2)
 
 
 def _attend_by_products(query: Tensor, key_cache: Tensor, value_cache: Tensor, visible: Tensor) -> Tensor:
@@ -314,6 +316,9 @@ def cached_attention_step_triton(
     query: Tensor, key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, length: Tensor, first: Tensor | None
 ) -> Tensor:
     """By the kernel; float64, other head sizes and caches of different layouts by the reference."""
+    # Read one by one, sizes and strides become constants of a compiled graph. With symbolic ones Inductor (torch 2.13) hands a
+    # mutating op the wrong part of a cache that was sliced inside the graph.
+    _ = [operator.index(n) for n in (*key_cache.shape, *key_cache.stride(), *value_cache.stride())]
     run = cached_attention_step_op if _fits(query, key_cache, value_cache) else cached_attention_step_reference
     return run(query, key, value, key_cache, value_cache, length, first)
 
@@ -359,7 +364,12 @@ def cached_attention_step(
     The caches must be finite everywhere (allocate them with zeros): in the reference a position not attended has weight
     0, and 0 times NaN is NaN. The kernel does not fetch such positions. A full cache cannot be noticed on the host
     without waiting for the device, unless the caller counts and gives `filled`. Where `length` is none of 0..L-1 after
-    all, the kernel writes no position and returns NaN; the reference raises on a CPU, and stops the process on a GPU.
+    all, the kernel writes no position and returns NaN; the reference raises in eager mode on a CPU, stops the process on a
+    GPU, and is undefined where it was compiled.
+
+    Under torch.compile the sizes and strides of the caches are constants. With dynamic shapes Inductor (torch 2.13) mistakes
+    one part of a buffer for another where two caches that are views of it are arguments of the compiled function, or where
+    caches are sliced from a number of layers that changes: compile such code with dynamic=False, as training does.
 
     The kernel takes float32, bfloat16 and float16, head sizes 16, 32, 64 and 128, and caches of one layout, any strides;
     for the rest the reference runs in its place. Tokens that are not laid out alike, or not with features side by side,
@@ -373,8 +383,8 @@ def cached_attention_step(
                                 sees itself.
         filled:                 the same as length, where the host knows it: a full cache is then refused.
     Returns: [B, heads, head_dim] in the dtype of query.
-    Raises: ValueError when shapes, dtypes or devices do not fit, the caches overlap in memory, the cache is full (as
-        above), or a gradient would have to be recorded.
+    Raises: ValueError when shapes, dtypes or devices do not fit, the caches share their start or an entry of one
+        its memory with another (other overlaps are not looked for), the cache is full (as above), or a gradient would have to be recorded.
     """
     _check_step(query, key, value, key_cache, value_cache)
     _check_caches(key_cache, value_cache, filled)

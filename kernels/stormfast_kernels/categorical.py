@@ -27,9 +27,12 @@ def sample_categorical_reference(logits: Tensor, draw: Draw, unimix: float, with
         index = probs.argmax(-1)
     else:
         uniform = draw.uniform(probs[..., 0].numel()).view(probs.shape[:-1]) if isinstance(draw, CounterRng) else draw
-        # The cdf never falls, so the classes at or below u are those before the one drawn. Its last value may round
-        # to less than u: then, too, the last class is drawn.
+        # The classes at or below u are those before the one drawn. The cdf's last value may round to less than u: then,
+        # too, the last class is drawn, or the last one that is possible at all.
         index = (probs.detach().cumsum(-1) <= uniform.unsqueeze(-1)).sum(-1).clamp(max=logits.shape[-1] - 1)
+        if unimix == 0:
+            possible = torch.where(probs.detach() > 0, torch.arange(logits.shape[-1], device=logits.device), 0)
+            index = torch.minimum(index, possible.amax(-1))
     drawn = probs.detach().gather(-1, index.unsqueeze(-1))
     sample = torch.zeros_like(probs).scatter(-1, index.unsqueeze(-1), 1 + (drawn - drawn))  # NaN shows
     if probs.requires_grad:
@@ -125,6 +128,8 @@ def unimix_sample_kernel(
             before = (cdf <= u[:, None]) & (column < CLASSES)
             # Counted in float32: of integers, LLVM packs the comparisons' bits through the stack.
             drawn = tl.minimum(tl.sum(tl.where(before, 1.0, 0.0), 1).to(tl.int32), CLASSES - 1)
+            if not MIXED:  # rounding must not lead into impossible classes at the end
+                drawn = tl.minimum(drawn, tl.max(tl.where(probs > 0, column, 0), 1))
         drawn = tl.where(total == total, tl.expand_dims(drawn, 1), 0)  # a row of NaN: class 0
         one_hot = tl.where(column == drawn, 1.0 + (total - total), 0.0)  # NaN shows
         tl.store(sample + at, one_hot.to(sample.dtype.element_ty), mask=inside)
@@ -359,8 +364,8 @@ def sample_categorical(logits: Tensor, uniform: Draw, unimix: float) -> tuple[Te
     """Draws from categoricals whose softmax is mixed with the uniform distribution; straight-through gradient.
 
     probs = (1 - unimix) * softmax(logits) + unimix / K, computed in float32 (float64 for float64 logits). The class is
-    the smallest k with cumsum(probs)[k] > uniform, and K - 1 where rounding leaves none. The gradient of sample with
-    respect to logits is that of probs. Logits that are NaN or +inf, or -inf throughout, give class 0 and NaN in their
+    the smallest k with cumsum(probs)[k] > uniform, and the last possible one where rounding leaves none. The gradient of sample with
+    respect to logits is that of probs (in reverse mode, once). Logits that are NaN or +inf, or -inf throughout, give class 0 and NaN in their
     row of sample.
 
     Args:

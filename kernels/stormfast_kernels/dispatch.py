@@ -42,7 +42,7 @@ def register_trial(trial: Callable[[torch.device], None]) -> Callable[[torch.dev
 
 def requested() -> str:
     """The choice in the environment. Raises: ValueError when it is none of CHOICES."""
-    choice = os.environ.get(VARIABLE, "auto")
+    choice = os.environ.get(VARIABLE) or "auto"
     if choice not in CHOICES:
         raise ValueError(f"{VARIABLE} must be one of {', '.join(CHOICES)}, got '{choice}'")
     return choice
@@ -57,7 +57,7 @@ def backend(device: torch.device | str) -> str:
     if choice == "reference":
         return "reference"
     device = torch.device(device)
-    if choice == "auto" and device.type != "cuda":
+    if choice == "auto" and (device.type != "cuda" or launch.INTERPRETED):
         return "reference"
     trouble = trouble_with_triton(device)
     if trouble is None:
@@ -72,6 +72,8 @@ def trouble_with_triton(device: torch.device) -> str | None:
     """Why the Triton kernels do not work on a device, or None where they do; found out once a device, on the first call."""
     key = str(device)
     if key not in _trouble:
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            raise ValueError(f"the kernels must be tried before a CUDA graph is captured: call stormfast_kernels.backend('{device}') first")
         _trouble[key] = _find_trouble(device)
     return _trouble[key]
 
@@ -86,8 +88,12 @@ def _find_trouble(device: torch.device) -> str | None:
         needed, found = (".".join(map(str, c)) for c in (LEAST_CAPABILITY, capability))
         return f"they need compute capability {needed} or newer, and this GPU has {found}"
     try:
-        for trial in _trials:
-            trial(device)
+        # Whatever the caller has switched on or off: gradients are part of the trial, and it must find the same at any time.
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+            for trial in _trials:
+                trial(device)
+    except torch.OutOfMemoryError:
+        raise  # says nothing about the kernels
     except Exception as error:  # a compiler, an assembler and a driver take part: whatever fails, training goes on with the reference
         return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     return None
@@ -107,6 +113,8 @@ def report(device: torch.device | str = "cpu") -> str:
         why = "interpreted, for tests" if launch.INTERPRETED else f"version {launch.triton.__version__}, compared with the reference at start"
     elif torch.device(device).type != "cuda":
         why = "Triton is for CUDA devices"
+    elif launch.INTERPRETED:
+        why = "TRITON_INTERPRET=1 interprets, for tests"
     else:
         why = f"Triton does not work here: {trouble_with_triton(torch.device(device))}"
     return f"kernels: {chosen} on {device} ({VARIABLE}={choice}; {why})"

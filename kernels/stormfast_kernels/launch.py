@@ -19,7 +19,7 @@ try:
 
     INTERPRETED: bool = bool(triton.knobs.runtime.interpret)  # fixed by TRITON_INTERPRET when triton is first imported
     jit: Any = triton.jit
-except ImportError as error:  # CPU builds of torch come without it, and broken installations exist
+except Exception as error:  # CPU builds of torch come without it, and broken installations raise whatever they like
     triton, tl, INTERPRETED = None, SimpleNamespace(constexpr=Any), False
     IMPORT_TROUBLE: str | None = f"import triton fails: {' '.join(str(error).split())}"
 

@@ -1,6 +1,8 @@
 """What a benchmark says of its machine."""
 
 import json
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -31,6 +33,19 @@ def test_device_and_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert devices.commit() == ("unknown", None)
     monkeypatch.setenv("STORMFAST_COMMIT", "abc123")
     assert devices.commit() == ("abc123", None)
+
+
+@pytest.mark.parametrize(("arguments", "message"), [([], "expected one device"), (["tpu"], "got 'tpu'"), (["cpu", "cpu"], "got 2 arguments")])
+def test_a_bad_argument_is_one_line(arguments: list[str], message: str) -> None:
+    done = subprocess.run([sys.executable, devices.__file__, *arguments], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+    assert message in done.stderr
+
+
+def test_the_name_of_the_device_and_the_commit_are_printed() -> None:
+    done = subprocess.run([sys.executable, devices.__file__, "cpu"], capture_output=True, text=True, check=True)
+    name, _ = done.stdout.split()
+    assert name == devices.slug(name) and name.endswith("-cores")
 
 
 def test_clocks_come_from_nvidia_smi_where_it_knows_the_device(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -188,6 +188,32 @@ def test_a_wrong_answer_is_not_timed() -> None:
         timing.assert_same((right, right), right, tolerance=1)
 
 
+def test_what_is_written_into_arguments_is_compared_too() -> None:
+    def append(token: torch.Tensor, cache: torch.Tensor, position: int) -> torch.Tensor:
+        cache[:, position] = token
+        return token * 2
+
+    def forgets(token: torch.Tensor, cache: torch.Tensor, position: int) -> torch.Tensor:
+        return token * 2
+
+    def elsewhere(token: torch.Tensor, cache: torch.Tensor, position: int) -> torch.Tensor:
+        cache[:, position - 1] = token
+        return append(token, cache, position)
+
+    rng = torch.Generator().manual_seed(0)
+    given = torch.randn(3, 5, generator=rng), torch.randn(3, 200, 5, generator=rng), 7
+    before = given[1].clone()
+    timing.assert_same_call(append, append, given, tolerance=0)
+    assert torch.equal(given[1], before)
+    for wrong in (forgets, elsewhere):
+        with pytest.raises(AssertionError, match=r"argument 1 of shape \(3, 200, 5\)"):
+            timing.assert_same_call(wrong, append, given, tolerance=0.5)
+    with pytest.raises(AssertionError, match="argument 1"):  # what the reference leaves alone is left alone
+        timing.assert_same_call(append, forgets, given, tolerance=0.5)
+    with pytest.raises(AssertionError, match="output 0"):
+        timing.assert_same_call(lambda token, cache, position: append(token, cache, position) * 1.1, append, given, tolerance=1e-2)
+
+
 # --- the table ---------------------------------------------------------------------------------------------------
 
 
@@ -252,6 +278,19 @@ def test_table_as_a_script(tmp_path: Path) -> None:
     assert str(bad) in done.stderr
 
 
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "3", "null", '{"machine_info": 1, "benchmarks": [3]}', '{"machine_info": {"dirty": []}, "benchmarks": [{"extra_info": {}}]}'],
+)
+def test_what_is_no_result_is_one_line(content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "wrong.json"
+    path.write_text(content)
+    monkeypatch.setattr(sys, "argv", ["table.py", str(path)])
+    assert table.main() == 2
+    out, err = capsys.readouterr()
+    assert out == "" and len(err.splitlines()) == 1 and f"got {path}: " in err
+
+
 # --- as a user runs it -------------------------------------------------------------------------------------------
 
 
@@ -282,6 +321,14 @@ def test_one_bench_from_the_command_line(tmp_path: Path) -> None:
         assert "target" not in one
     assert info["unimix_log_probs"]["bytes"] == 4 * 16 * 16 * 16 * 8
     assert run(sys.executable, "bench/kernels/table.py", str(path)).stdout.count("cached_attention_step") == 2
+
+
+@pytest.mark.parametrize("path", ["missing/kernels.json", "."])
+def test_a_result_that_cannot_be_written_is_refused_before_timing(path: str, tmp_path: Path) -> None:
+    done = bench("-k", "test_log_probs", f"--benchmark-json={tmp_path / path}")
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "collected" not in done.stdout
+    assert [line for line in done.stderr.splitlines() if line][-1].startswith("ERROR: --benchmark-json must ")
 
 
 @pytest.mark.slow

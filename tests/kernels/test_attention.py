@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from stormfast_kernels import attention, cached_attention_step, dispatch, launch
 
-DEVICE = "cpu" if launch.INTERPRETED else "cuda"  # where the kernel runs
+DEVICE = "cuda" if torch.cuda.is_available() and not launch.INTERPRETED else "cpu"  # where the kernel runs, if it does
 NAN = float("nan")
 # Of one element: bfloat16 truncated, float16 and float32 rounded; the float32 of the kernel adds little.
 TOLERANCE = {
@@ -25,11 +25,17 @@ TOLERANCE = {
 }
 
 
+def need_kernel():
+    pytest.importorskip("triton")
+    if DEVICE == "cpu" and not launch.INTERPRETED:
+        pytest.skip("no CUDA device: the kernel needs TRITON_INTERPRET=1")
+
+
 @pytest.fixture(params=["reference", "triton"])
 def path(request, monkeypatch):
     """The test runs once on each path, on DEVICE, and the path that ran is asserted."""
     if request.param == "triton":
-        pytest.importorskip("triton")
+        need_kernel()
     monkeypatch.setenv(dispatch.VARIABLE, request.param)
     before = launches()
     yield request.param
@@ -38,7 +44,7 @@ def path(request, monkeypatch):
 
 @pytest.fixture
 def triton_path(monkeypatch):
-    pytest.importorskip("triton")
+    need_kernel()
     monkeypatch.setenv(dispatch.VARIABLE, "triton")
 
 
@@ -286,7 +292,7 @@ def test_a_count_on_the_host_changes_nothing(path):
 # --- layouts -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layout", ["packed", "transposed", "unlike", "strided", "expanded"])
+@pytest.mark.parametrize("layout", ["packed", "transposed", "unlike query", "unlike key", "unlike value", "strided", "expanded"])
 def test_tokens_of_any_layout(layout, path):
     arguments = one_step(3, 2, 16, 4, torch.float32, 2)
     token = torch.stack(arguments[:3])  # [3, B, H, D]
@@ -299,8 +305,17 @@ def test_tokens_of_any_layout(layout, path):
     elif layout == "expanded":
         token = token[:, :1].expand(token.shape)
     arguments[:3] = token.unbind()
-    if layout == "unlike":
-        arguments[1] = arguments[1].transpose(0, 1).contiguous().transpose(0, 1)
+    if layout.startswith("unlike"):
+        i = ("query", "key", "value").index(layout.split()[1])
+        arguments[i] = arguments[i].transpose(0, 1).contiguous().transpose(0, 1)
+    step_and_check_in_place(arguments)
+
+
+@pytest.mark.parametrize("cache_length", [6, 140])
+def test_a_first_of_any_layout(cache_length, path):
+    arguments = one_step(3, 2, 16, cache_length, torch.float32, 4)
+    arguments[6] = torch.tensor([[1, 4], [4, 0], [3, 0]]).to(DEVICE)[:, 0]
+    assert not arguments[6].is_contiguous()
     step_and_check_in_place(arguments)
 
 
@@ -393,6 +408,8 @@ def test_the_stride_of_a_dimension_of_one_does_not_count():
 @pytest.mark.parametrize("choice", ["reference", "triton"])
 @pytest.mark.parametrize("which", range(5))
 def test_gradients_are_refused(which, choice, monkeypatch):
+    if choice == "triton":
+        need_kernel()
     monkeypatch.setenv(dispatch.VARIABLE, choice)
     arguments = one_step(1, 2, 16, 5, torch.float32, 4)
     arguments[which].requires_grad_()
@@ -452,6 +469,33 @@ def test_compiles_without_a_graph_break(backend, path):
         torch.testing.assert_close(got, expected)
     assert results[1][2].item() == 3
     assert results[1][1][:, :, :, :, :3].all() and not results[1][1][:, :, :, :, 3:].any()
+
+
+@pytest.mark.slow
+def test_batches_of_two_sizes_compile_with_dynamic_shapes(path):
+    """The second size makes torch compile again with symbolic sizes; each layer's caches are sliced inside the graph."""
+
+    def two_layers(x, caches, length, first):
+        for layer in range(2):
+            cache = caches[layer]
+            x = x + cached_attention_step(*(x * (layer + 1)).unbind(), cache[0], cache[1], length, first)
+        return x
+
+    torch.compiler.reset()
+    compiled = torch.compile(two_layers, fullgraph=True)  # dynamic shapes as torch decides
+    for batch in (2, 3, 5):
+        rng, results = torch.Generator().manual_seed(batch), []
+        x, filled = torch.randn(3, batch, 2, 16, generator=rng), torch.randn(2, 2, batch, 2, 7, 16, generator=rng)
+        first = torch.arange(batch).to(DEVICE)
+        for run in (two_layers, compiled):
+            caches = filled.clone().to(DEVICE)
+            with torch.no_grad():
+                out = [run(x.to(DEVICE) + step, caches, torch.tensor(3 + step).to(DEVICE), first) for step in range(2)]
+            results.append((torch.stack(out), caches))
+        for got, expected in zip(*results, strict=True):
+            torch.testing.assert_close(got, expected)
+        assert torch.equal(results[1][1][..., 5:, :].cpu(), filled[..., 5:, :])
+        assert not torch.equal(results[1][1][..., 3:5, :].cpu(), filled[..., 3:5, :])
 
 
 def test_the_trial_passes_here_and_fails_where_the_kernel_does_nothing(monkeypatch, triton_path):

@@ -20,6 +20,7 @@ def h200(monkeypatch):
     monkeypatch.setattr(launch, "IMPORT_TROUBLE", None)
     monkeypatch.setattr(launch, "INTERPRETED", False)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     tried = []
     monkeypatch.setattr(dispatch, "_trials", [tried.append])
     return tried
@@ -94,14 +95,58 @@ def test_triton_on_a_cpu_needs_the_interpreter(monkeypatch):
 
 def test_the_trials_pass_in_the_interpreter(monkeypatch):
     pytest.importorskip("triton")
+    if not launch.INTERPRETED:
+        pytest.skip("the kernels are compiled for CUDA here")
     before = launch.launched.copy()
     for trial in dispatch._trials:
         trial(torch.device("cpu"))
     assert len((launch.launched - before).keys()) >= len(dispatch._trials)
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)])
+def test_the_trials_pass_whatever_is_switched_on(monkeypatch, mode):
+    pytest.importorskip("triton")
+    if not launch.INTERPRETED:
+        pytest.skip("the kernels are compiled for CUDA here")
+    monkeypatch.setenv(dispatch.VARIABLE, "triton")
+    with mode():
+        assert backend("cpu") == "triton"
+
+
+def test_no_memory_is_no_trouble_of_the_kernels(monkeypatch, h200):
+    def full(device):
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(dispatch, "_trials", [full])
+    monkeypatch.setenv(dispatch.VARIABLE, "auto")
+    with pytest.raises(torch.OutOfMemoryError):
+        backend(CUDA)
+    assert dispatch._trouble == {}
+
+
+def test_a_capture_is_not_the_time_to_try(monkeypatch, h200):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(ValueError, match="before a CUDA graph is captured"):
+        backend(CUDA)
+
+
+def test_auto_does_not_interpret_on_a_gpu(monkeypatch, h200):
+    monkeypatch.setattr(launch, "INTERPRETED", True)
+    monkeypatch.setenv(dispatch.VARIABLE, "auto")
+    assert backend(CUDA) == "reference"
+    assert "TRITON_INTERPRET=1" in report(CUDA)
+
+
+def test_an_empty_choice_is_auto(monkeypatch):
+    monkeypatch.setenv(dispatch.VARIABLE, "")
+    assert backend("cpu") == "reference"
+    assert "STORMFAST_KERNELS=auto" in report("cpu")
+
+
 def test_a_trial_notices_a_kernel_that_computes_something_else(monkeypatch):
     pytest.importorskip("triton")
+    if not launch.INTERPRETED:
+        pytest.skip("the kernels are compiled for CUDA here")
     right = categorical.forward_launch
     monkeypatch.setattr(categorical, "forward_launch", lambda logits, draw, unimix, *outputs: right(logits, draw, 0.5, *outputs))
     with pytest.raises(AssertionError):

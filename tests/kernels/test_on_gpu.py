@@ -8,7 +8,15 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from stormfast_kernels import CounterRng, cached_attention_step, dispatch, launch, sample_categorical, sample_categorical_with_log_probs
+from stormfast_kernels import (
+    CounterRng,
+    cached_attention_step,
+    dispatch,
+    launch,
+    sample_categorical,
+    sample_categorical_with_log_probs,
+    unimix_log_probs,
+)
 
 pytestmark = pytest.mark.gpu
 
@@ -51,6 +59,35 @@ def test_sampling_equals_the_reference(shape: tuple[int, ...], dtype: torch.dtyp
     error = (gradient.double() - expected_gradient.double()).norm()
     assert error <= 10 * ROUNDING[dtype] * expected_gradient.double().norm()
     sample_categorical(torch.zeros(1, 1, 2, device=CUDA), None, 0.0)  # an empty batch launches nothing
+
+
+def test_sampling_past_two_billion_elements(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, classes = 2**26 + 77, 32  # logits, sample and gradient of 4 GiB each, log-probabilities of 8
+    if torch.cuda.mem_get_info(CUDA)[0] < 20e9:
+        sample_categorical(torch.zeros(1, 1, 2, device=CUDA), None, 0.0)  # triton_path waits for a launch
+        pytest.skip("needs 20 GB of free GPU memory")
+    generator = torch.Generator(CUDA).manual_seed(8)
+    logits = torch.randn(rows, 1, classes, dtype=torch.bfloat16, device=CUDA, generator=generator)
+    assert logits.numel() > 2**31
+    numbers, ends = uniform(rows, 1), [slice(0, 999), slice(-999, None)]
+    given = logits.detach().requires_grad_()
+    sample, index = sample_categorical(given, numbers, 0.01)
+    (gradient,) = torch.autograd.grad(sample, given, logits)
+    got = [(sample[end].detach().clone(), index[end].clone(), gradient[end].clone()) for end in ends]
+    del sample, index, gradient, given
+    log_probs = unimix_log_probs(logits, 0.01)
+    got_log_probs = [log_probs[end].clone() for end in ends]
+    del log_probs
+    monkeypatch.setenv(dispatch.VARIABLE, "reference")
+    for end, (sample, index, gradient), log_probs in zip(ends, got, got_log_probs, strict=True):
+        given = logits[end].clone().requires_grad_()
+        expected, expected_index = sample_categorical(given, numbers[end], 0.01)
+        (expected_gradient,) = torch.autograd.grad(expected, given, logits[end])
+        assert (index != expected_index).sum() <= 1
+        assert torch.equal(sample, torch.zeros_like(sample).scatter(-1, index[..., None], 1))
+        error = (gradient.double() - expected_gradient.double()).norm()
+        assert error <= 10 * ROUNDING[torch.bfloat16] * expected_gradient.double().norm()
+        torch.testing.assert_close(log_probs, unimix_log_probs(logits[end], 0.01), rtol=1e-5, atol=2e-6)
 
 
 def test_a_replayed_graph_draws_anew_and_a_seed_repeats_it() -> None:

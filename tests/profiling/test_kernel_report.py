@@ -1,5 +1,6 @@
 """What the report refuses, and says so in one line; what it calls a fault. What it measures: tests/kernels/test_ahead_of_time.py."""
 
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 from kernel_cases import Case
 from kernel_resources import Resources
 
+from stormfast.errors import UserError
 from stormfast_kernels import launch
 
 SCRIPT = Path(report.__file__)
@@ -60,6 +62,48 @@ def test_a_missing_disassembler_is_named(capsys, monkeypatch):
     monkeypatch.setattr(launch, "INTERPRETED", False)
     monkeypatch.setattr(launch, "triton", SimpleNamespace(knobs=SimpleNamespace(nvidia=Toolless())))
     assert "Cannot find cuobjdump; set TRITON_CUOBJDUMP_PATH" in refused(capsys)
+
+
+class Refusing:
+    @property
+    def cuobjdump(self):
+        raise PermissionError(13, "Permission denied", "/etc/passwd")
+
+
+def test_a_disassembler_that_cannot_run_is_named(capsys, monkeypatch):
+    monkeypatch.setattr(launch, "IMPORT_TROUBLE", None)
+    monkeypatch.setattr(launch, "INTERPRETED", False)
+    monkeypatch.setattr(launch, "triton", SimpleNamespace(knobs=SimpleNamespace(nvidia=Refusing())))
+    assert "Permission denied: '/etc/passwd'; set TRITON_CUOBJDUMP_PATH" in refused(capsys)
+
+
+def test_a_disassembler_of_something_else_is_named(capsys, monkeypatch):
+    def fail(compiled, cuobjdump):
+        raise RuntimeError("it returned 1\nand said nothing")
+
+    monkeypatch.setattr(report, "find_cuobjdump", lambda: "cat")
+    monkeypatch.setattr(report, "check_cache", lambda: None)
+    monkeypatch.setattr(report, "measure", fail)
+    monkeypatch.setattr(launch.Launch, "compile_for", lambda self, target: None)
+    monkeypatch.setattr(report, "specialisation", lambda case: case.name)
+    assert "did not work: it returned 1 and said nothing; unset TRITON_CUOBJDUMP_PATH" in refused(capsys, "--presets", "tiny", "--targets", "90")
+
+
+@pytest.mark.parametrize("folder", ["", "file", "file/below"])
+def test_a_cache_that_cannot_be_written_is_named(capsys, monkeypatch, tmp_path, folder):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(report, "find_cuobjdump", lambda: "cuobjdump")
+    path = str(tmp_path / folder) if folder else ""
+    monkeypatch.setattr(launch, "triton", SimpleNamespace(knobs=SimpleNamespace(cache=SimpleNamespace(dir=path))))
+    line = refused(capsys)
+    assert path in line and "TRITON_CACHE_DIR" in line
+
+
+@pytest.mark.parametrize("budget", [3, [], {"86": 3}, {"86": [1]}, {"86": [1, "2"]}, {"86": [1, 2], "90": None}, {"86": {"1": 2, "3": 4}}])
+def test_malformed_budgets_are_named(capsys, tmp_path, budget):
+    path = tmp_path / "budgets.json"
+    path.write_text(json.dumps({"triton": "3.7.1", "budgets": {"good": {"86": [1, 2]}, "storm/sample/bf16": budget}}))
+    assert f"for storm/sample/bf16 it has {json.dumps(budget)}; write it with" in refused(capsys, "--check", "--budgets", str(path))
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[]", '{"triton": "3.7.1"}', '{"triton": "3.7.1", "budgets": []}'])
@@ -127,5 +171,18 @@ def test_budgets(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("option", [["--json"], ["--write-budgets", "--budgets"]])
 def test_a_file_that_cannot_be_written_is_named_before_compiling(capsys, tmp_path, option):
-    for path in (tmp_path, tmp_path / "missing" / "rows.json"):
-        assert f"but {path} is a directory, or lies in none" in refused(capsys, *option, str(path))
+    assert f"must be a file, but {tmp_path} is a directory or a device" in refused(capsys, *option, str(tmp_path))
+    assert "must be a file, but /dev/null is a directory or a device" in refused(capsys, *option, "/dev/null")
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "missing" / "rows.json", tmp_path / "file" / "rows.json", Path("/proc/rows.json")):
+        assert f"{path} must lie in a directory that can be written, but " in refused(capsys, *option, str(path))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_file_that_fails_in_the_end_is_named(monkeypatch, tmp_path):
+    def fail(path, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(report, "write_whole", fail)
+    with pytest.raises(UserError, match=r"rows.json could not be written: No space left on device"):
+        report.write(tmp_path / "rows.json", "{}")
