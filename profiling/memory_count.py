@@ -7,7 +7,8 @@
 
 The count runs the real phases on tensors without memory and follows every storage (stormfast/memory.py). It is exact for
 what tensors take. Not tensors, and so an allowance: blocks rounded up by the allocator, workspaces of cuBLAS and cuDNN, the
-CUDA context. Storm and fast are counted as on CUDA in bfloat16, cpu and tiny as on a CPU in float32, for 18 actions.
+CUDA context. Storm and fast are counted as on CUDA in bfloat16 with captured graphs, cpu and tiny as on a CPU in float32, for
+18 actions.
 
 For each phase: the bytes alive at its peak, the operator and line that made the last of them, and the largest tensors it had
 made by then. A line in a backward pass names the autograd node.
@@ -15,6 +16,7 @@ made by then. A line in a backward pass names the autograd node.
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -45,7 +47,9 @@ def counted(preset: str, precision: str | None) -> dict[str, Any]:
     """One preset's record: what was counted, for which target, against which goal."""
     device_type, native = TARGETS[preset]
     dtype = precision or native
-    found, peaks = count(preset_config(preset, "standard"), NUM_ACTIONS, getattr(torch, dtype), device_type, trace=True)
+    found, peaks = count(
+        preset_config(preset, "standard"), NUM_ACTIONS, getattr(torch, dtype), device_type, captured=device_type == "cuda", trace=True
+    )
     return {
         "preset": preset,
         "device_type": device_type,
@@ -150,6 +154,17 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    try:
+        status = report(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader left, as in `memory_count.py | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at exit
+        return 141
+    return status
+
+
+def report(arguments: Sequence[str] | None) -> int:
+    """Prints what the arguments ask for. Returns the exit status."""
     options = parse(arguments)
     if options.measure and not torch.cuda.is_available():
         print("memory_count: --measure needs a CUDA device, and torch finds none; leave it out to count", file=sys.stderr)

@@ -79,7 +79,6 @@ class Player:
         Latents of older encoders in the context cost return while learning goes on. UpNDown, cpu preset, after 12,000 steps: 543 over the
         last 9 training episodes without this, 1,505 over 4 with it; the same weights held still make 1,557 (30 episodes).
         """
-        self.inference.refresh()
         uniform = torch.rand(self.num_envs, self.config.context, self.world_model.config.categoricals, device=self.latent.device)
         with self.inference.autocast():
             self.latent.copy_(self.world_model.sample(self.world_model.encode(self.frames), uniform))
@@ -110,12 +109,11 @@ class Player:
         return {name: tensor.clone() for name, tensor in self.memory().items()}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Takes over a state, and the weights as they are now. Raises: ValueError where shapes differ."""
+        """Takes over a state. Raises: ValueError where shapes differ."""
         for name, tensor in self.memory().items():
             if state[name].shape != tensor.shape:
                 raise ValueError(f"player {name} must be {tuple(tensor.shape)}, got {tuple(state[name].shape)}")
             tensor.copy_(state[name])
-        self.inference.refresh()
 
 
 class Collector:

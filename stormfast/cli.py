@@ -158,7 +158,8 @@ def _parse_train(args: list[str], default: TrainConfig, description: str | None 
     """What the arguments ask for, on top of the settings of a run."""
     from stormfast.arguments import parse
 
-    return parse(LaunchConfig, args, "stormfast train", LaunchConfig(**vars(default)), description)
+    launch = parse(LaunchConfig, args, "stormfast train", LaunchConfig(**vars(default)), description)
+    return dataclasses.replace(launch, game=",".join(launch.games))
 
 
 def _resumed(args: list[str], asked: TrainConfig) -> LaunchConfig:

@@ -3,11 +3,14 @@
 A step is a few phases: act, update the world model, imagine and update the agent, remember anew. `off` runs them eagerly,
 `default` compiles what they compute, `graphs` also captures each as one CUDA graph, so that the host launches it at once.
 The phases are written for the last from the start: buffers made once and written in place, randomness and indices drawn on the
-device, nothing read by the host. So all of it but the capture itself also runs, and is tested, on a CPU.
+device, nothing read by the host. So all of it but the capture itself also runs on a CPU, where the tests replay the recorded operators.
+
+Compiled and eager phases draw the same latents, windows and actions; the masks of dropout come from the compiler's own generator.
 """
 
 import contextlib
 import gc
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -19,6 +22,7 @@ from stormfast.act import Player
 from stormfast.config import TrainConfig
 from stormfast.learner import Learner
 from stormfast.replay import Replay
+from stormfast_kernels.dispatch import trouble_with_triton
 
 Mode = Literal["off", "default", "graphs"]
 EAGER_CALLS = 3  # real calls before the capture: libraries initialise and tune themselves in them
@@ -27,13 +31,20 @@ Losses = dict[str, Tensor]
 
 
 def resolve_mode(choice: str, device: torch.device) -> Mode:
-    """--compile as asked for; auto takes graphs on CUDA, and off on a CPU, where it does not pay.
+    """--compile as asked for; auto takes graphs on CUDA where Triton, which compiles for it, works, else off.
 
-    One core of an AMD EPYC, preset cpu, CPU time of an update: world model 0.102 s eager, 0.108 compiled; agent 0.093 and 0.108.
+    On a CPU it does not pay. CPU time of an update on one core of an AMD EPYC, preset cpu: world model 0.102 s eager, 0.108
+    compiled; agent 0.093 and 0.108.
     """
     if choice == "auto":
-        return "graphs" if device.type == "cuda" else "off"
+        return "graphs" if device.type == "cuda" and trouble_with_triton(device) is None else "off"
     return choice  # type: ignore[return-value]
+
+
+def compiler_failed(error: BaseException) -> bool:
+    """Whether torch.compile raised it: no C++ compiler, a broken Triton, code it cannot take."""
+    exceptions = sys.modules.get("torch._dynamo.exc")  # imported by the first compilation
+    return exceptions is not None and isinstance(error, exceptions.TorchDynamoException)
 
 
 class Phases:
@@ -100,7 +111,7 @@ class Shared:
 
 
 class Captured:
-    """A function of tensors as one CUDA graph: captured on its call number EAGER_CALLS, replayed from then on.
+    """A function of tensors as one CUDA graph: called EAGER_CALLS times, then captured, and replayed from then on.
 
     Arguments are copied into buffers made once; what it returns lies in such buffers too, and is overwritten by the next call.
     Whatever else the function reads or writes must stay where it is. On a CPU the same buffers are used around plain calls.
@@ -131,13 +142,15 @@ class Captured:
         if not self.shared.on_cuda:
             return
         self.graph = torch.cuda.CUDAGraph()
+        collecting = gc.isenabled()
         gc.collect()  # a graph destroyed during a capture would break it
         gc.disable()
         try:
-            with torch.cuda.graph(self.graph, pool=self.shared.pool):
+            with torch.cuda.graph(self.graph, pool=self.shared.pool, stream=self.shared.stream):
                 self.output = self.function(*self.inputs)
         finally:
-            gc.enable()
+            if collecting:
+                gc.enable()
 
     def replay(self) -> None:
         if self.graph is not None:

@@ -515,7 +515,7 @@ def _flatten_dict(nested: dict[str, Any], prefix: str) -> list[tuple[str, Any]]:
 
 
 # What a resume may change: where and how long it runs, not what is learned.
-RESUMABLE = frozenset({"steps", "run_dir", "resume", "device", "logging.every", "logging.save_every", "logging.tensorboard"})
+RESUMABLE = frozenset({"steps", "run_dir", "resume", "device", "compile", "logging.every", "logging.save_every", "logging.tensorboard"})
 
 
 def check_resumable(saved: TrainConfig, asked: TrainConfig) -> None:

@@ -7,7 +7,8 @@ well. Compiled functions run eagerly meanwhile: what is counted is the program, 
 
 Launches are operators that a GPU runs as one kernel or more. Not counted: views and aliases (by their schema), memory that
 is only made, and work on host memory next to a CUDA device. A CPU splits some operators that a GPU fuses (dropout,
-attention with dropout), so a count made on a CPU is an upper bound of a GPU's.
+attention with dropout), and an operator that takes many tensors (foreach, the fused optimiser) counts once where a GPU may need
+several kernels: counts are of what is asked for, good to compare with each other.
 
 Host reads are what makes the host wait for the device. On a CPU, where device and host memory are one, what can be told:
 reading a scalar (.item(), float(), bool()), operators whose output's size depends on values (nonzero, masks as indices,

@@ -110,6 +110,14 @@ def calls_until_captured(run: Run) -> int:
     return EAGER_CALLS + 1 if compile_mode(run) == "graphs" else 0
 
 
+def most_steps(config: TrainConfig, warmup: int, steps: int) -> int:
+    """The environment steps that a profile may take, of `warmup` steps and `steps` measured: replay holds no more than they bring."""
+    cycle = cycle_steps(config)
+    stretches = max(math.ceil(warmup / cycle), EAGER_CALLS + 1) + math.ceil(steps / cycle)
+    alone = 1 + EAGER_CALLS + 1 + steps  # calls of the env phase: counted, captured, timed
+    return config.acting.random_steps + stretches * cycle + (1 + stretches + alone) * config.num_envs  # a stretch ends up to num_envs late
+
+
 def count_phases(run: Run) -> dict[str, Counts]:
     """One call of each phase, counted, eagerly. The optimisers must have made their state: an update must have gone before."""
     player = run.collector.player

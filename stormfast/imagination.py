@@ -10,7 +10,7 @@ from stormfast.agent import Agent
 from stormfast.batch import Batch, Rollout
 from stormfast.config import ImaginationConfig
 from stormfast.world_model.heads import upcast
-from stormfast.world_model.inference import InferenceModel, inference_copy, pairs
+from stormfast.world_model.inference import InferenceModel, copy_over, inference_copy, pairs
 from stormfast.world_model.transformer import KVCache
 
 
@@ -18,7 +18,7 @@ class Imagination:
     """Rolls the policy out inside the world model. Owns the K/V cache, made once, and a copy of the actor for inference."""
 
     def __init__(self, inference: InferenceModel, agent: Agent, config: ImaginationConfig, dtype: torch.dtype, device: torch.device) -> None:
-        self.inference, self.world_model, self.agent, self.config = inference, inference.model, agent, config
+        self.world_model, self.agent, self.config = inference.model, agent, config
         self.actor = inference_copy(agent.actor, dtype)
         self.actor_pairs = pairs(self.actor, agent.actor)
         self.cache: KVCache = self.world_model.sequence.new_cache(config.batch_size, config.context + config.horizon, dtype, device)
@@ -28,8 +28,7 @@ class Imagination:
         """Imagines config.horizon steps from replayed windows [B, C]. Source: STORM, arXiv 2310.09615, section 3.2."""
         model = self.world_model
         batch, horizon, device = self.config.batch_size, self.config.horizon, context.action.device
-        self.inference.refresh()
-        torch._foreach_copy_(*self.actor_pairs)
+        copy_over(self.actor_pairs)
         uniform = torch.rand(self.config.context + horizon + 1, batch, model.config.categoricals, device=device)  # every latent's draw, in one launch
         action_uniform = torch.rand(horizon, batch, device=device)
         latent = self.observe(context.obs, uniform[: self.config.context].transpose(0, 1))

@@ -50,6 +50,7 @@ class Learner:
             losses = self.world_model.loss(batch)
         norm = self.descend("world_model", losses["total"], self.config.world_model.clip_norm)
         self.world_model.eval()  # acting and imagination use the running batch-norm statistics
+        self.inference.refresh()
         return detached("world_model", losses | {"grad_norm": norm})
 
     def update_agent(self, context: Batch) -> dict[str, Tensor]:
@@ -70,15 +71,16 @@ class Learner:
     def descend(self, name: str, loss: Tensor, clip_norm: float) -> Tensor:
         """Backward pass, clipping, Adam. Returns the gradient norm before clipping, 0-d.
 
-        The fused optimiser clips as it goes: it divides gradients by grad_scale, and does nothing at all where found_inf is 1,
-        so that a step that is not finite leaves the weights as they were. Torch's gradient scaler hands it both in the same way.
+        The fused optimiser clips as it goes: it divides gradients by grad_scale, and does nothing at all where found_inf is 1, so that
+        a step that is not finite leaves the weights as they were (the batch-norm averages have moved by then). Torch's gradient scaler
+        hands it both in the same way.
         """
         optimizer: Any = self.optimizers[name]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.get_total_norm([weight.grad for weight in self.trained[name] if weight.grad is not None], foreach=True)
-        optimizer.grad_scale = ((norm + 1e-6) / clip_norm).clamp(min=1)  # 1e-6, as clip_grad_norm_ has it
-        optimizer.found_inf = (~norm.isfinite()).to(norm.dtype)
+        optimizer.grad_scale = ((norm + 1e-6) / clip_norm).clamp(min=1).float()  # 1e-6, as clip_grad_norm_ has it
+        optimizer.found_inf = (~norm.isfinite()).float()
         optimizer.step()
         return norm
 

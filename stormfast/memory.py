@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stormfast.act import Player
 from stormfast.batch import OBS_SHAPE
-from stormfast.compile import Phases
+from stormfast.compile import Phases, resolve_mode
 from stormfast.config import TrainConfig, flatten, override, validate
 from stormfast.demonstration import load_demonstration
 from stormfast.device import resolve_precision
@@ -40,6 +40,7 @@ LABELS = {
     "moments": "Adam moments",
     "cache": "K/V cache",
     **PHASES,
+    "pool": "kept by captured graphs",
     "allowance": "allowance: rounding, libraries",
     "context": "allowance: CUDA context",
 }
@@ -58,6 +59,7 @@ class Estimate:
     world_model: int
     agent: int
     acting: int
+    pool: int  # what graphs keep to themselves while another phase still runs eagerly
     allowance: int
     context: int
 
@@ -67,12 +69,12 @@ class Estimate:
 
     @property
     def tensors(self) -> int:
-        """The most that tensors take at once: what torch.cuda.max_memory_allocated counts."""
+        """The most that tensors take at once: what torch.cuda.max_memory_allocated counts. It leaves out what a captured graph has freed."""
         return self.kept + max(getattr(self, phase) for phase in PHASES)
 
     @property
     def total(self) -> int:
-        return self.tensors + self.allowance + self.context
+        return self.tensors + self.pool + self.allowance + self.context
 
     def parts(self) -> dict[str, int]:
         """Label -> bytes, of all that adds up to the total: the largest phase stands for the three."""
@@ -83,13 +85,16 @@ class Estimate:
 # --- counting ----------------------------------------------------------------------------------------------------
 
 
-def estimate(config: TrainConfig, num_actions: int, precision: torch.dtype, device_type: str = "cuda") -> Estimate:
-    """Bytes that a run will take on a device of that type. Takes no memory and no random numbers. Raises: UserError for a bad demonstration."""
-    return count(config, num_actions, precision, device_type)[0]
+def estimate(config: TrainConfig, num_actions: int, precision: torch.dtype, device_type: str = "cuda", *, captured: bool = False) -> Estimate:
+    """Bytes that a run will take on a device of that type, with its updates captured as CUDA graphs or not.
+
+    Takes no memory and no random numbers. Raises: UserError for a bad demonstration.
+    """
+    return count(config, num_actions, precision, device_type, captured=captured)[0]
 
 
 def count(
-    config: TrainConfig, num_actions: int, precision: torch.dtype, device_type: str, *, trace: bool = False
+    config: TrainConfig, num_actions: int, precision: torch.dtype, device_type: str, *, captured: bool = False, trace: bool = False
 ) -> tuple[Estimate, dict[str, Peak]]:
     """The estimate, and the peak of each phase by name; with trace it says where that is, and what is alive."""
     with meta_autocast(device_type), LiveBytes(trace=trace) as live:
@@ -104,9 +109,12 @@ def count(
             peaks[name] = live.peak
     kept["copies"] = rest - sum(kept.values())
     above = {name: peak.num_bytes - rest for name, peak in peaks.items()}
+    # Graphs share a pool that eager calls have no part in. One update may be captured before the other's first, eager calls: then the
+    # memory of both is held. Once both are captured the pool is as large as the larger; the allocator gives nothing back before it must.
+    pool = min(above["world_model"], above["agent"]) if captured else 0
     tensors = rest - kept["replay"] + max(above.values())
-    allowance = LIBRARIES[device_type] + int(ROUNDING * tensors)
-    return Estimate(**kept, **above, allowance=allowance, context=CONTEXT[device_type]), peaks
+    allowance = LIBRARIES[device_type] + int(ROUNDING * (tensors + pool))
+    return Estimate(**kept, **above, pool=pool, allowance=allowance, context=CONTEXT[device_type]), peaks
 
 
 def run_phases(config: TrainConfig, learner: Learner, replay: Replay, player: Player, generator: torch.Generator) -> dict[str, Callable[[], object]]:
@@ -200,21 +208,34 @@ def check_fits(config: TrainConfig, num_actions: int, device: torch.device) -> N
     free = available_memory(device)
     if free is None or (config.replay.demonstration is None and upper_bound(config, num_actions) <= free):
         return
-    precision = resolve_precision(config.precision, device)
 
     def need(changed: TrainConfig) -> Need:
-        return Need(changed, device, estimate(changed, num_actions, precision, device.type))
+        return Need(changed, device, estimate_on(device, changed, num_actions))
 
-    try:
-        found = need(config)
-    except RuntimeError as error:
-        if "overflow" not in str(error):
-            raise
-        raise UserError(f"This run does not fit in memory: {str(error).splitlines()[0]}; take smaller sizes, or a --preset") from None
+    found = need(config)
     if found.num_bytes > free:
         raise UserError(
             f"This run does not fit in memory: it needs {found} on {device}, but {gigabytes(free)} are free; {_advice(found, free, need)}"
         )
+
+
+def num_fitting(config: TrainConfig, num_actions: int, device: torch.device) -> int:
+    """How many runs like this one, each a process, fit in the memory that is free on a CUDA device: 0 or more. Raises: UserError."""
+    free = available_memory(device)
+    if free is None:
+        raise ValueError(f"free memory is known on CUDA, not on {device}")
+    return free // estimate_on(device, config, num_actions).total
+
+
+def estimate_on(device: torch.device, config: TrainConfig, num_actions: int) -> Estimate:
+    """The estimate with the precision and the capture that the run will have on this device. Raises: UserError."""
+    captured = device.type == "cuda" and resolve_mode(config.compile, device) == "graphs"
+    try:
+        return estimate(config, num_actions, resolve_precision(config.precision, device), device.type, captured=captured)
+    except RuntimeError as error:
+        if "overflow" not in str(error):
+            raise
+        raise UserError(f"This run does not fit in memory: {str(error).splitlines()[0]}; take smaller sizes, or a --preset") from None
 
 
 @dataclass(frozen=True)

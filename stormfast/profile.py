@@ -8,14 +8,18 @@ to an idle device; the whole step is timed as the training loop runs it, without
 FLOPs and bytes are counted on one eager call of each phase: see counting.py.
 """
 
+import contextlib
 import json
 import math
 import platform
 import resource
+import signal
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -25,7 +29,7 @@ from stormfast.config import ProfileConfig, TrainConfig, override, preset_config
 from stormfast.counting import Counts
 from stormfast.device import out_of_memory, resolve_device
 from stormfast.errors import UserError
-from stormfast.full_step import FullStep, Phase, calls_until_captured, compile_mode, count_phases, cycle_steps, time_phases, time_steps
+from stormfast.full_step import FullStep, Phase, calls_until_captured, compile_mode, count_phases, cycle_steps, most_steps, time_phases, time_steps
 from stormfast.peaks import Peaks, best_of, floor_seconds, measure_peaks
 from stormfast.profile_report import show
 from stormfast.progress import tell
@@ -36,9 +40,10 @@ NEVER = 10**9  # steps between two metric flushes, or two checkpoints
 
 
 def profile(config: ProfileConfig) -> int:
-    """Measures and prints. Raises: UserError for settings that cannot be had, or that do not fit in memory."""
+    """Measures and prints. Raises: UserError for settings that cannot be had, or that do not fit in memory; SystemExit at SIGTERM."""
     try:
-        result = measure(config)
+        with exit_at_sigterm():
+            result = measure(config)
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
@@ -53,9 +58,10 @@ def profile(config: ProfileConfig) -> int:
 def training_config(config: ProfileConfig) -> TrainConfig:
     """The run to profile: the preset's, with what the two commands share; it logs and saves nothing. Raises: UserError."""
     shared = {f.name for f in fields(TrainConfig)} & {f.name for f in fields(ProfileConfig)} - {"preset", "protocol", "steps"}
-    quiet = {"steps": NEVER, "logging.every": NEVER, "logging.save_every": NEVER, "logging.tensorboard": False}
+    quiet = {"logging.every": NEVER, "logging.save_every": NEVER, "logging.tensorboard": False}
     base = preset_config(config.preset, config.protocol)
     training = override(base, quiet | {name: getattr(config, name) for name in shared})
+    training = override(training, {"steps": min(NEVER, most_steps(training, config.warmup, config.steps))})
     validate(training)
     return training
 
@@ -65,8 +71,8 @@ def measure(config: ProfileConfig) -> dict[str, Any]:
     training = training_config(config)
     device = resolve_device(training.device)
     peaks = measure_peaks(device)
-    with TemporaryDirectory() as directory, build(training, Path(directory)) as run:
-        tell(f"profiling {training.game}, preset {training.preset}, on {device_name(device)}: filling replay, then warming up ...")
+    tell(f"profiling {training.game}, preset {training.preset}, on {device_name(device)}: filling replay, then warming up ...")
+    with scratch_run(training) as run:
         while run.step < training.acting.random_steps:
             advance(run)
         cycle = cycle_steps(training)
@@ -77,6 +83,31 @@ def measure(config: ProfileConfig) -> dict[str, Any]:
         times = time_phases(run, config.steps)
         peaks = best_of(peaks, measure_peaks(device))
         return {**describe(config, run), "peaks": asdict(peaks), **summarise(run, peaks, counts, times, steps), "peak_memory_bytes": held}
+
+
+@contextlib.contextmanager
+def scratch_run(config: TrainConfig) -> Iterator[Run]:
+    """A run whose directory goes when it is done. Raises: UserError where that cannot be made or written."""
+    try:
+        with TemporaryDirectory() as directory, build(config, Path(directory)) as run:
+            yield run
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"stormfast profile needs a temporary directory that can be written ({reason}); set TMPDIR to another") from None
+
+
+@contextlib.contextmanager
+def exit_at_sigterm() -> Iterator[None]:
+    """SIGTERM ends the process as an exception does, so that what it made is cleared away; by default it ends it where it stands."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    previous = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def describe(config: ProfileConfig, run: Run) -> dict[str, Any]:

@@ -57,9 +57,11 @@ def work(row: dict[str, Any]) -> list[str]:
 
 
 def foot(result: dict[str, Any]) -> list[str]:
+    num_envs = result["num_envs"]
+    shared = f", with 1/{num_envs} of act and env for the {num_envs} environments they serve," if num_envs > 1 else ""
     lines = [
-        f"{result['steps_per_second']:.3g} steps/s; one call of each phase takes {number(result['full_step_ms'])} ms, the phases of a step alone "
-        f"{number(result['phases_ms'])} ms; most memory held {result['peak_memory_bytes'] / 2**30:.2f} GiB",
+        f"{result['steps_per_second']:.3g} steps/s; one call of each phase{shared} takes {number(result['full_step_ms'])} ms, "
+        f"the phases of a step alone {number(result['phases_ms'])} ms; most memory held {result['peak_memory_bytes'] / 2**30:.2f} GiB",
         "a row is of one call; the step is the loop's own time, and the sum of rows x per step",
         "floor: matrix products, convolutions and attention at the measured peaks, all else taken as fused away",
     ]

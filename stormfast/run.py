@@ -22,6 +22,7 @@ from stormfast.demonstration import load_demonstration
 from stormfast.device import resolve_device, resolve_precision
 from stormfast.envs import make_env
 from stormfast.errors import UserError
+from stormfast.heap import keep_freed_memory
 from stormfast.learner import Learner
 from stormfast.memory import check_fits
 from stormfast.metrics import Metrics, MetricsLog
@@ -63,6 +64,10 @@ class Run:
 def build(config: TrainConfig, run_dir: Path) -> Run:
     """A run at step 0, or, with config.resume, at its last checkpoint. Raises: UserError for what cannot be had or does not fit."""
     device = resolve_device(config.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # graphs are captured on the current one
+    else:
+        keep_freed_memory()
     check_kernels(device)
     torch.manual_seed(config.seed)  # CPU and every CUDA device
     saved = load_checkpoint(run_dir, device) if config.resume else None
@@ -151,6 +156,7 @@ def restore(learner: Learner, collector: Collector, saved: Checkpoint) -> None:
     try:
         learner.world_model.load_state_dict(without_prefix("world_model", tensors))
         learner.agent.load_state_dict(without_prefix("agent", tensors))
+        learner.inference.refresh()
         for name, optimizer in learner.optimizers.items():
             restore_optimizer(optimizer, tensors, f"optimizer.{name}")
         saved_rng = without_prefix("rng", tensors)

@@ -25,7 +25,7 @@ def create(config: TrainConfig) -> Path:
     path = Path(config.run_dir) if config.run_dir else None
     try:
         if path is None:
-            path = _make_default(config.game)
+            path = make_default(RUNS / config.game)
         else:
             _refuse(path, config.resume)
             path.mkdir(parents=True, exist_ok=True)
@@ -36,10 +36,11 @@ def create(config: TrainConfig) -> Path:
     return path
 
 
-def _make_default(game: str) -> Path:
+def make_default(parent: Path) -> Path:
+    """Makes parent/DATE-TIME, a directory nobody else has. Raises: OSError as the file system gives it."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
     for count in itertools.count(1):
-        path = RUNS / game / (stamp if count == 1 else f"{stamp}-{count}")  # several runs may start in one second
+        path = parent / (stamp if count == 1 else f"{stamp}-{count}")  # several may start in one second
         try:
             path.mkdir(parents=True)
         except FileExistsError:

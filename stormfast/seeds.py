@@ -23,7 +23,6 @@ and less where a core is shared, which threads that wait for each other feel mos
 one after the other, with 1.0 to 1.4 cores of other work. CUDA has not been measured.
 """
 
-import itertools
 import os
 import shlex
 import time
@@ -31,15 +30,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from stormfast.checkpoint import DIRECTORY
 from stormfast.children import Child, Member, watch
-from stormfast.config import LaunchConfig, TrainConfig, check_name, flatten, preset_config, validate
+from stormfast.config import SEED, LaunchConfig, TrainConfig, check_name, flatten, preset_config
 from stormfast.device import resolve_device
 from stormfast.errors import UserError
 from stormfast.manifest import read_manifest
+from stormfast.memory import num_fitting
 from stormfast.progress import tell
-from stormfast.run_dir import CONFIG, RUNS, discard_unused, load_config
+from stormfast.run_dir import CONFIG, RUNS, discard_unused, load_config, make_default
 
+MOST_ACTIONS = 18  # of any game
 ReadConfig = Callable[[list[str]], LaunchConfig]  # the arguments of `stormfast train` -> what they ask for
 
 
@@ -52,7 +55,7 @@ def train_several(launch: LaunchConfig, args: Sequence[str], read_config: ReadCo
     Returns: 0 when every run got its steps, 1 when one failed, 128 + the signal that stopped them.
     Raises: UserError, before any run starts, for what is wrong with the settings or in the way of a directory.
     """
-    resolve_device(launch.device)
+    device = resolve_device(launch.device)
     try:
         members = resumed_members(launch, args, read_config) if launch.resume else new_members(launch)
         group = members[0].run_dir.parent
@@ -61,15 +64,18 @@ def train_several(launch: LaunchConfig, args: Sequence[str], read_config: ReadCo
         where = launch.run_dir or RUNS
         raise UserError(f"--run-dir must be a directory that can be written, but {where}: {error.strerror or error}; choose another") from None
     todo = [member for member in members if member.start_step < member.config.steps]
-    parallel = how_many_at_once(launch, len(todo))
+    parallel = as_many_as_fit(how_many_at_once(launch, len(todo)), todo, device)
     environment, threads = child_environment(parallel)
     done = f", {len(members) - len(todo)} of them finished already" if len(todo) < len(members) else ""
     tell(f"{len(members)} runs in {group}{done}; {parallel} at once, CPU threads of each: {threads}")
+    if not todo:
+        return 0
     started = time.monotonic()
     children, stopped_by = watch(todo, parallel, environment)
     tell(summary(children, todo, time.monotonic() - started))
     if stopped_by:
-        again = [*args, *([] if launch.run_dir else ["--run-dir", str(group)]), *([] if launch.resume else ["--resume"])]
+        begun = [member for member in members if _has_begun(member.run_dir)]  # of none there is nothing to resume
+        again = [*args, *([] if launch.run_dir else ["--run-dir", str(group)]), *(["--resume"] if begun and not launch.resume else [])]
         tell(f"go on with `stormfast train {shlex.join(again)}`")
         return 128 + stopped_by
     return int(any(child.failed for child in children) or len(children) < len(todo))
@@ -91,14 +97,16 @@ def pairs(launch: LaunchConfig) -> list[tuple[str, int]]:
     games = launch.games
     if len(set(games)) < len(games):
         raise UserError(f"--game must name each game once, got '{launch.game}'")
+    last = launch.seed + launch.seeds - 1
+    if last not in SEED:
+        raise UserError(f"seed + seeds - 1, the seed of the last run, must be {SEED}, got {launch.seed} + {launch.seeds} - 1 = {last}")
     return [(game, launch.seed + k) for k in range(launch.seeds) for game in games]
 
 
 def new_members(launch: LaunchConfig) -> list[Member]:
     """The runs of a launch, none of which may exist yet. Raises: UserError; OSError as the file system gives it."""
     settings, wanted = launch.one_run(), pairs(launch)
-    validate(replace(settings, seed=launch.seed + launch.seeds - 1))
-    group = Path(launch.run_dir) if launch.run_dir else _make_default()
+    group = Path(launch.run_dir) if launch.run_dir else make_default(RUNS)
     if group.exists() and not group.is_dir():
         raise UserError(f"--run-dir must be a directory, but {group} is a file; choose another")
     if (group / CONFIG).exists():
@@ -154,21 +162,6 @@ def flags(config: TrainConfig, base: TrainConfig) -> list[str]:
     return words
 
 
-def _make_default() -> Path:
-    """Makes runs/DATE-TIME, a group nobody else has."""
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    for count in itertools.count(1):
-        path = RUNS / (stamp if count == 1 else f"{stamp}-{count}")  # several groups may start in one second
-        try:
-            path.mkdir(parents=True)
-        except FileExistsError:
-            if not path.exists():  # a file in place of a parent directory: counting on would not help
-                raise
-        else:
-            return path
-    raise AssertionError("itertools.count ends never")
-
-
 def _has_begun(path: Path) -> bool:
     """Whether there is a run to go on with. One that ended before it began leaves its config.json at most, which is removed."""
     if path.is_dir():
@@ -191,6 +184,19 @@ def how_many_at_once(launch: LaunchConfig, num_runs: int) -> int:
     on_cuda = resolve_device(launch.device).type == "cuda"
     most = launch.parallel or (num_runs if on_cuda else num_cores())
     return max(1, min(most, num_runs))
+
+
+def as_many_as_fit(parallel: int, todo: Sequence[Member], device: torch.device) -> int:
+    """On CUDA no more than fit in its memory together, told where that is fewer: runs that start at once each find all of it free.
+
+    One at least: a run that does not fit alone says so itself, with what to do.
+    """
+    if device.type != "cuda" or parallel == 1:
+        return parallel
+    fitting = max(1, num_fitting(todo[0].config, MOST_ACTIONS, device))  # all have the same sizes
+    if fitting < parallel:
+        tell(f"{fitting} at once, not {parallel}: no more fit in the memory that is free on {device}")
+    return min(parallel, fitting)
 
 
 def child_environment(parallel: int) -> tuple[dict[str, str], str]:

@@ -11,7 +11,7 @@ from types import FrameType
 
 import nvtx
 
-from stormfast.compile import resolve_mode
+from stormfast.compile import compiler_failed, resolve_mode
 from stormfast.config import TrainConfig
 from stormfast.device import out_of_memory
 from stormfast.errors import UserError
@@ -27,6 +27,9 @@ def train(config: TrainConfig, run_dir: Path) -> int:
             with build(config, run_dir) as run:
                 learn(run, stop)
         except (MemoryError, RuntimeError) as error:
+            if compiler_failed(error):
+                reason = " ".join(str(error).split()).partition(" Set TORCHDYNAMO_VERBOSE")[0][:300]
+                raise UserError(f"--compile {config.compile} needs a compiler, but torch.compile failed: {reason}; give --compile off") from None
             if not out_of_memory(error):
                 raise
             raise UserError("This run does not fit in memory; take a smaller preset, batch or --replay.capacity, or another --device.") from None
@@ -65,8 +68,8 @@ def describe(run: Run) -> str:
 def advance(run: Run) -> dict[str, float] | None:
     """One step of every environment and the updates that are then due. Returns metrics when they were written.
 
-    The updates are launched between the choice of an action and its execution: while the device learns, from what lies in replay
-    so far, the emulators step. Waiting for the device in between would change nothing but the time.
+    The updates are launched between the choice of an action and its execution: while the device learns, the emulators step. So an
+    update sees the rows of all steps but the one under way, which the original, waiting for it, includes; results do not depend on timing.
     """
     config, before = run.config, run.step
     with nvtx.annotate("act"):

@@ -164,7 +164,7 @@ def meta_autocast(device_type: str) -> Iterator[None]:
     """Inside, torch.autocast is MetaAutocast with the casts of a device type."""
     original, upper = torch.autocast, UPPER_ON_CUDA if device_type == "cuda" else frozenset()
 
-    def autocast(device: str, dtype: torch.dtype, enabled: bool = True) -> MetaAutocast:
+    def autocast(device: str, dtype: torch.dtype = torch.bfloat16, enabled: bool = True) -> MetaAutocast:
         return MetaAutocast(device, dtype, enabled, casts_to_float32=upper)
 
     torch.autocast = autocast  # type: ignore[assignment,misc]

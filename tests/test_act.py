@@ -145,6 +145,7 @@ def test_refresh_encodes_the_remembered_frames_with_the_new_weights():
     before, action = player.latent.clone(), player.action.clone()
     for parameter in model.encoder.parameters():
         parameter += 0.3 * torch.randn_like(parameter)
+    learner.inference.refresh()  # as a world-model update does
     torch.manual_seed(5)
     player.refresh()
     torch.manual_seed(5)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+import stormfast.compile as compile_module
 from stormfast.act import Player
 from stormfast.batch import Transition
 from stormfast.compile import EAGER_CALLS, Captured, Phases, Shared, capture_phases, compile_parts, resolve_mode
@@ -13,13 +14,16 @@ from stormfast.learner import Learner
 from stormfast.replay import Replay
 from stormfast.run import default_generator
 from tests.model_fixtures import NUM_ACTIONS, tiny_learner
+from tests.tape import Taped
 
 CPU = torch.device("cpu")
 STEPS = 50
 
 
-def test_auto_takes_graphs_on_cuda_alone():
-    assert [resolve_mode("auto", torch.device(name)) for name in ("cpu", "cuda:0")] == ["off", "graphs"]
+def test_auto_takes_graphs_on_cuda_where_triton_works(monkeypatch):
+    for trouble, expected in ((None, "graphs"), ("no compiler", "off")):
+        monkeypatch.setattr(compile_module, "trouble_with_triton", lambda device, trouble=trouble: trouble)
+        assert [resolve_mode("auto", torch.device(name)) for name in ("cpu", "cuda:0")] == ["off", expected]
     for choice in ("off", "default", "graphs"):
         assert {resolve_mode(choice, torch.device(name)) for name in ("cpu", "cuda:0")} == {choice}
 
@@ -129,11 +133,42 @@ def assert_same_history(got, expected, steps, rtol):
         torch.testing.assert_close(got_weights[name], weight, rtol=rtol, atol=rtol, msg=lambda m, name=name: f"{name}: {m}")
 
 
-@pytest.mark.parametrize("values", [{}, {"agent.minibatches": 2, "imagination.start": "prior", "world_model.tokens": "separate"}])
-def test_static_buffers_change_nothing(values):
-    eager = history(lambda *parts: None, values)
-    captured = history(lambda learner, phases, player: capture_phases(phases, player), values)
-    assert_same_history(captured, eager, STEPS, rtol=0)
+VARIANTS = [
+    {},
+    {"agent.minibatches": 2, "imagination.start": "prior", "world_model.tokens": "separate"},
+    {"acting.latent": "prior", "acting.reset_context": False, "replay.mark_resets": False, "agent.state": "hidden", "world_model.dropout": 0.1},
+]
+
+
+def test_static_buffers_change_nothing():
+    captured = history(lambda learner, phases, player: capture_phases(phases, player))
+    assert_same_history(captured, history(lambda *parts: None), STEPS, rtol=0)
+
+
+@pytest.fixture
+def taped(monkeypatch):
+    monkeypatch.setattr(compile_module, "Captured", Taped)
+    return lambda learner, phases, player: capture_phases(phases, player)
+
+
+@pytest.mark.parametrize(("values", "precision", "steps"), [*((v, torch.float32, 9) for v in VARIANTS), ({}, torch.bfloat16, STEPS)])
+def test_the_operators_of_one_call_are_those_of_every_call(values, precision, steps, taped):
+    """As a graph would, each phase runs what was recorded once, into the same memory: to the bit what eager phases compute."""
+    expected = history(lambda *parts: None, values, steps, precision)
+    assert_same_history(history(taped, values, steps, precision), expected, steps, rtol=0)
+
+
+def test_a_phase_that_rebinds_what_it_should_write_is_noticed(taped, monkeypatch):
+    remember = Player.remember
+
+    def rebinding(player, *args):
+        player.length = player.length.clone()
+        remember(player, *args)
+
+    monkeypatch.setattr(Player, "remember", rebinding)
+    expected = history(lambda *parts: None, steps=9)
+    with pytest.raises(AssertionError):
+        assert_same_history(history(taped, steps=9), expected, 9, rtol=0)
 
 
 @pytest.mark.parametrize(("backend", "steps"), [("aot_eager", EAGER_CALLS + 3), pytest.param("inductor", STEPS, marks=pytest.mark.slow)])

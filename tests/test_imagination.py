@@ -92,6 +92,7 @@ def test_continuation_as_probability_or_threshold():
     middle = -rollout_of(soft_learner, context).cont.logit().median() + 1e-6  # the middle one is on neither edge
     for learner in (soft_learner, hard_learner):
         learner.world_model.termination[-1].bias.data -= middle  # half of the steps end, half go on
+        learner.inference.refresh()
     soft, hard = rollout_of(soft_learner, context).cont, rollout_of(hard_learner, context).cont
     assert torch.equal(hard, (soft >= 0.5).to(soft.dtype))
     assert set(hard.flatten().tolist()) == {0.0, 1.0}

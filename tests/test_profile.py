@@ -2,20 +2,23 @@
 
 import json
 import math
+import os
+import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
 from stormfast import peaks, profile
 from stormfast.cli import main
-from stormfast.config import ProfileConfig, flatten, preset_config
+from stormfast.config import ProfileConfig, TrainConfig, flatten, preset_config
 from stormfast.counting import Counts, Work
 from stormfast.errors import UserError
 from stormfast.full_step import cycle_steps
 from stormfast.peaks import Peaks, best_of, best_seconds, floor_seconds, measure_peaks
 from stormfast.profile import spread, training_config
-from stormfast.profile_report import WIDTH, number
+from stormfast.profile_report import WIDTH, foot, number
 
 CPU = torch.device("cpu")
 PHASES = ["act", "sample_windows", "world_model", "sample_contexts", "imagination", "agent", "refresh", "env"]
@@ -34,11 +37,23 @@ def test_the_profiled_run_is_the_presets():
         "device": "cpu",
         "precision": "float32",
         "seed": 3,
-        "steps": never,
+        "steps": 1024 + (4 + 3) * 4 + (1 + 4 + 3 + 1 + 4 + 10),  # at random; stretches of 4, warming up and measured; their ends, env alone
         "logging.every": never,
         "logging.save_every": never,
         "logging.tensorboard": False,
     }
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [(1, 1), (7, 3)])
+@pytest.mark.usefixtures("small_peaks")
+def test_no_more_steps_are_taken_than_memory_is_asked_for(warmup: int, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs, build = [], profile.build
+    monkeypatch.setattr(profile, "build", lambda config, path: (runs.append(build(config, path)), runs[-1])[1])
+    profile.measure(ProfileConfig(preset="tiny", device="cpu", warmup=warmup, steps=steps, compile="off"))
+    (run,) = runs
+    rows = int(run.replay.written.sum())
+    assert rows <= run.config.steps <= rows + 20
+    assert training_config(ProfileConfig(preset="tiny", device="cpu", steps=10**9)).steps == profile.NEVER
 
 
 @pytest.mark.parametrize(("preset", "cycle"), [("storm", 1), ("fast", 4), ("cpu", 4), ("tiny", 1)])
@@ -171,6 +186,41 @@ def test_what_does_not_fit_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(profile, "measure", full)
     with pytest.raises(UserError, match="does not fit in memory"):
         profile.profile(ProfileConfig(preset="tiny"))
+
+
+def test_no_temporary_directory_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    expected = r"stormfast profile needs a temporary directory that can be written \(No space left on device\); set TMPDIR to another"
+    for name in ("TemporaryDirectory", "build"):
+        with monkeypatch.context() as context:
+            context.setattr(profile, name, full)
+            with pytest.raises(UserError, match=expected), profile.scratch_run(training_config(ProfileConfig(preset="tiny", device="cpu"))):
+                pass
+
+
+def test_sigterm_clears_the_temporary_directory_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Path] = []
+
+    def terminated(config: TrainConfig, path: Path) -> None:
+        made.append(path)
+        assert path.is_dir()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(profile, "build", terminated)
+    monkeypatch.setattr(profile, "measure_peaks", lambda device: None)
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(["profile", "--preset", "tiny", "--device", "cpu"]) == 128 + signal.SIGTERM
+    assert len(made) == 1 and not made[0].exists()
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_the_foot_says_what_the_sum_of_the_phases_is() -> None:
+    result = {"num_envs": 1, "steps_per_second": 2.0, "full_step_ms": 3.0, "phases_ms": 4.0, "peak_memory_bytes": 2**30, "phases": {}}
+    assert foot(result)[0].startswith("2 steps/s; one call of each phase takes 3.00 ms, ")
+    shared = "2 steps/s; one call of each phase, with 1/4 of act and env for the 4 environments they serve, takes 3.00 ms, "
+    assert foot(result | {"num_envs": 4})[0].startswith(shared)
 
 
 @pytest.mark.slow

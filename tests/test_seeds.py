@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import time
@@ -16,8 +17,9 @@ from stormfast.checkpoint import load_checkpoint
 from stormfast.children import Member
 from stormfast.config import LaunchConfig, TrainConfig, override, preset_config
 from stormfast.manifest import File, Manifest, ReplayFiles
+from stormfast.memory import estimate
 from stormfast.run_dir import create, load_config
-from stormfast.seeds import child_environment, flags, how_many_at_once, new_members, pairs, resumed_members
+from stormfast.seeds import as_many_as_fit, child_environment, flags, how_many_at_once, new_members, pairs, resumed_members
 from stormfast.train import train
 
 TINY = ["--game", "Catch", "--preset", "tiny", "--device", "cpu", "--logging.no-tensorboard"]
@@ -29,7 +31,10 @@ BAD = [
     (["--seeds", "two"], "--seeds must be an integer, got 'two'."),
     (["--seeds", "2", "--parallel", "0"], "parallel must be >= 1 and <= 1000, got 0"),
     (["--parallel", "0"], "parallel must be >= 1 and <= 1000, got 0"),
-    (["--seeds", "2", "--seed", str(2**31 - 1025)], "seed must be >= 0 and < 2147482624, got 2147482624"),
+    (
+        ["--seeds", "2", "--seed", str(2**31 - 1025)],
+        "seed + seeds - 1, the seed of the last run, must be >= 0 and < 2147482624, got 2147482623 + 2 - 1 = ",
+    ),
     (["--seeds", "2", "--run-dir", "file"], "--run-dir must be a directory, but file is a file"),
     (["--seeds", "2", "--run-dir", "file/below"], "--run-dir must be a directory that can be written, but file/below: Not a directory"),
     (["--seeds", "2", "--run-dir", 300 * "a"], "--run-dir must be a directory that can be written"),
@@ -154,7 +159,50 @@ def test_a_group_that_is_finished_has_nothing_to_do(tmp_path: Path, no_process: 
     for seed in (0, 1):
         make_run(tmp_path / "done" / f"Catch-seed{seed}", seed=seed, step=500)
     assert cli.main(["train", "--game", "Catch", "--seeds", "2", "--run-dir", "done", "--resume"]) == 0
-    assert "2 runs in done, 2 of them finished already" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("2 runs in done, 2 of them finished already")
+
+
+@pytest.mark.parametrize("where", [[], ["--run-dir", "s2"]])
+def test_what_is_advised_after_a_stop_works(
+    where: list[str], no_process: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """With --resume once a run has begun; before that there is nothing to resume, and the same command begins."""
+    begin = [False]
+
+    def stopped(members: list[Member], *_: object) -> tuple[list, int]:
+        create(members[0].config)  # its process ended before it saved
+        if begin[0]:
+            (members[0].run_dir / "metrics.jsonl").touch()
+        return [], signal.SIGTERM
+
+    def advised(args: list[str]) -> list[str]:
+        assert cli.main(args) == 128 + signal.SIGTERM
+        line = capsys.readouterr().err.splitlines()[-1]
+        return shlex.split(line.partition("`stormfast ")[2].rstrip("`"))
+
+    monkeypatch.setattr(seeds, "watch", stopped)
+    again = advised(["train", *TINY, "--seeds", "2", *where])
+    assert "--resume" not in again and "--run-dir" in again
+    begin[0] = True
+    resumed = advised(again)
+    assert resumed == [*again, "--resume"]
+    assert advised(resumed) == resumed
+
+
+def test_on_cuda_no_more_at_once_than_fit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    config = replace(preset_config("tiny", "standard"), precision="bfloat16")
+    todo, device = [Member(config, ())] * 20, torch.device("cuda", 0)
+    each = estimate(config, 18, torch.bfloat16, captured=True).total
+    free = [0]
+    monkeypatch.setattr("stormfast.memory.available_memory", lambda device: free[0])
+    monkeypatch.setattr("stormfast.memory.resolve_mode", lambda choice, device: "graphs")  # which asks the device
+    for free[0], expected in ((7 * each, 7), (7 * each - 1, 6), (each - 1, 1), (8 * each, 8), (100 * each, 8)):
+        assert as_many_as_fit(8, todo, device) == expected
+        lines = capsys.readouterr().err.splitlines()
+        told = [f"{expected} at once, not 8: no more fit in the memory that is free on cuda:0"] if expected < 8 else []
+        assert lines == told
+    assert as_many_as_fit(8, todo, torch.device("cpu")) == 8
 
 
 def test_how_many_at_once_and_their_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:

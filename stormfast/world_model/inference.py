@@ -33,7 +33,7 @@ class InferenceModel:
     @torch.no_grad()
     def refresh(self) -> None:
         """Takes over what training has changed; no host sync."""
-        torch._foreach_copy_(*self.pairs)
+        copy_over(self.pairs)
         self.folded.fold(self.source.encoder)
 
     def autocast(self) -> torch.autocast:
@@ -50,11 +50,21 @@ def inference_copy(module: M, dtype: torch.dtype, without: tuple[str, ...] = ())
     return twin
 
 
-def pairs(twin: nn.Module, source: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-    """The tensors of a copy and those they are copied from, in the same order."""
-    state = source.state_dict(keep_vars=True)
-    names = [name for name in twin.state_dict() if name in state]
-    return [twin.state_dict()[name] for name in names], [state[name].detach() for name in names]
+def pairs(twin: nn.Module, source: nn.Module) -> list[tuple[list[Tensor], list[Tensor]]]:
+    """The tensors of a copy and those they are copied from, in the same order; a group for each dtype of the copy."""
+    state, groups = source.state_dict(keep_vars=True), dict[torch.dtype, tuple[list[Tensor], list[Tensor]]]()
+    for name, tensor in twin.state_dict().items():
+        if name in state:
+            copies, originals = groups.setdefault(tensor.dtype, ([], []))
+            copies.append(tensor)
+            originals.append(state[name].detach())
+    return list(groups.values())
+
+
+def copy_over(groups: list[tuple[list[Tensor], list[Tensor]]]) -> None:
+    """One launch a group: CUDA copies several tensors at once only where all copies have one dtype."""
+    for copies, originals in groups:
+        torch._foreach_copy_(copies, originals)
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:

@@ -1,6 +1,8 @@
 """The report's numbers are the count's, and a preset over its goal is told."""
 
 import json
+import subprocess
+import sys
 
 import memory_count as report
 import pytest
@@ -37,6 +39,14 @@ def test_measuring_needs_a_gpu(capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert report.main(["--measure"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_reader_that_leaves_is_no_error():
+    process = subprocess.Popen([sys.executable, report.__file__, "--preset", "tiny"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.communicate(timeout=120)[1] == ""
+    assert process.returncode == 141
 
 
 @pytest.mark.gpu
