@@ -114,6 +114,7 @@ def history(prepare, values=None, steps=STEPS, precision=torch.float32, device=C
 def compiled_with(backend):
     def prepare(learner, phases, player):
         torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()  # reset leaves them
         real = torch.compile
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(torch, "compile", lambda function, **options: real(function, backend=backend, **options))
