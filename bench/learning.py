@@ -9,7 +9,6 @@ machine, commit) and a picture of the curves, over those of the last call. Argum
 import argparse
 import json
 import platform
-import re
 import subprocess
 import sys
 import time
@@ -19,26 +18,18 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT)]  # so that it runs as a script, on this checkout
+
+from bench import devices  # noqa: E402
+
 RESULTS = ROOT / "bench" / "results"
 OURS = ("--seed", "--run-dir", "--resume")  # arguments of `stormfast train` that this script gives itself
 
 
-def device_name() -> str:
-    """The GPU, or the CPU with the number of cores that torch uses."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    model = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text()) if Path("/proc/cpuinfo").exists() else None
-    return f"{model[1] if model else platform.processor()} {torch.get_num_threads()} cores"
-
-
 def commit() -> str:
     """The commit checked out, with -dirty where files other than the results differ from it; empty outside git."""
-    head = _git("rev-parse", "--short=12", "HEAD")
-    return head and head + ("-dirty" if _git("status", "--porcelain", "--", ":/", ":(top,exclude)bench/results") else "")
-
-
-def _git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=ROOT, check=False).stdout.strip()
+    head, dirty = devices.commit()
+    return "" if dirty is None else head + "-dirty" * dirty
 
 
 def stormfast(*arguments: str) -> tuple[str, float]:
@@ -126,14 +117,14 @@ def main() -> int:
     result: dict[str, Any] = {
         "game": known.game,
         "preset": known.preset,
-        "device": device_name(),
+        "device": devices.device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "commit": commit(),
         "date": time.strftime("%Y-%m-%d"),
         "runs": [],
     }
-    folder = RESULTS / re.sub(r"[^a-z0-9]+", "-", result["device"].lower()).strip("-")
+    folder = RESULTS / devices.slug(result["device"])
     folder.mkdir(parents=True, exist_ok=True)
     stem = folder / f"learning-{known.game}-{known.preset}"
     started = time.strftime("%Y%m%d-%H%M%S")

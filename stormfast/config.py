@@ -162,7 +162,7 @@ class TrainConfig:
     precision: Annotated[Literal["auto", "float32", "bfloat16"], Doc("auto takes bfloat16 where the device computes it natively")] = "auto"
     compile: Annotated[
         Literal["auto", "off", "default", "graphs"],
-        Doc("off is eager, default compiles, graphs also captures CUDA graphs; auto takes graphs with CUDA and off without"),
+        Doc("off is eager, default compiles, graphs also captures CUDA graphs; auto takes graphs on CUDA where Triton works, else off"),
     ] = "auto"
     env: EnvConfig = field(default_factory=EnvConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)
@@ -219,7 +219,7 @@ class ProfileConfig:
     protocol: Annotated[Protocol, Doc("rules: standard (recommended), or reference (what the original does)")] = "standard"
     device: Annotated[str, Doc("auto, cpu, cuda or cuda:N")] = "auto"
     precision: Annotated[Literal["auto", "float32", "bfloat16"], Doc("auto takes bfloat16 where the device computes it natively")] = "auto"
-    compile: Annotated[Literal["auto", "off", "default", "graphs"], Doc("as of `stormfast train`: auto is graphs with CUDA, else off")] = "auto"
+    compile: Annotated[Literal["auto", "off", "default", "graphs"], Doc("as of `stormfast train`, auto likewise")] = "auto"
     steps: Annotated[int, POSITIVE, Doc("environment steps to measure")] = 10
     warmup: Annotated[int, POSITIVE, Doc("environment steps before, with updates")] = 1
     seed: Annotated[int, SEED, Doc("seed of everything random")] = 0

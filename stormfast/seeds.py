@@ -13,7 +13,7 @@ Each run is a process, and bit for bit the run that its seed makes alone with as
 a run draws from torch's default generators, of which a process has one set, and a run that dies must take no other with it.
 
 How many at once: all with CUDA, one a core without. Measured on two cores of an AMD EPYC that had other work (Catch, bfloat16,
-torch 2.13, commit 84d3972; medians of 3): an environment step takes this much CPU time, and two seeds so get at most
+torch 2.13, before the learner was last changed; medians of 3): an environment step takes this much CPU time, and two seeds so get at most
 
     preset   one thread   spread over two   two at once, 1 thread each   one after the other, 2 threads
     cpu          97 ms           133 ms                  20.6 steps/s                     15.0 steps/s
