@@ -72,17 +72,26 @@ def measure(config: ProfileConfig) -> dict[str, Any]:
     device = resolve_device(training.device)
     peaks = measure_peaks(device)
     tell(f"profiling {training.game}, preset {training.preset}, on {device_name(device)}: filling replay, then warming up ...")
-    with scratch_run(training) as run:
-        while run.step < training.acting.random_steps:
-            advance(run)
+    with warm_run(config) as run:
         cycle = cycle_steps(training)
-        time_steps(run, max(math.ceil(config.warmup / cycle), calls_until_captured(run)), cycle)
         steps = time_steps(run, math.ceil(config.steps / cycle), cycle)
         held = peak_memory(device)  # here: the phases, where they are captured alone, take as much again
         counts = count_phases(run)
         times = time_phases(run, config.steps)
         peaks = best_of(peaks, measure_peaks(device))
         return {**describe(config, run), "peaks": asdict(peaks), **summarise(run, peaks, counts, times, steps), "peak_memory_bytes": held}
+
+
+@contextlib.contextmanager
+def warm_run(config: ProfileConfig) -> Iterator[Run]:
+    """A run past its random steps, config.warmup further steps and, with graphs, the captures. Raises: UserError."""
+    training = training_config(config)
+    with scratch_run(training) as run:
+        while run.step < training.acting.random_steps:
+            advance(run)
+        cycle = cycle_steps(training)
+        time_steps(run, max(math.ceil(config.warmup / cycle), calls_until_captured(run)), cycle)
+        yield run
 
 
 @contextlib.contextmanager

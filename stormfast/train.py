@@ -9,8 +9,7 @@ import signal
 from pathlib import Path
 from types import FrameType
 
-import nvtx
-
+from stormfast import ranges
 from stormfast.compile import compiler_failed, resolve_mode
 from stormfast.config import TrainConfig
 from stormfast.device import out_of_memory
@@ -22,6 +21,7 @@ from stormfast_kernels import report
 
 def train(config: TrainConfig, run_dir: Path) -> int:
     """Trains until config.steps, saving as it goes. Returns the exit status: 0, or 128 + the signal that stopped it."""
+    ranges.from_environment()  # what is wrong with it is told before a run is made
     with StopSignal() as stop:
         try:
             with build(config, run_dir) as run:
@@ -72,29 +72,36 @@ def advance(run: Run) -> dict[str, float] | None:
     update sees the rows of all steps but the one under way, which the original, waiting for it, includes; results do not depend on timing.
     """
     config, before = run.config, run.step
-    with nvtx.annotate("act"):
+    with ranges.phase("act"):
         action = run.collector.act(at_random=before < config.acting.random_steps)  # the one host sync
     run.step += run.collector.num_acting
     updates = due(before, run.step, config.world_model.updates_per_step, config.acting.random_steps)
     for _ in range(updates):
-        with nvtx.annotate("world_model"):
+        with ranges.phase("world_model"):
             run.metrics.add(run.phases.update_world_model())
     for _ in range(due(before, run.step, config.agent.updates_per_step, config.acting.random_steps)):
-        with nvtx.annotate("agent"):
+        with ranges.phase("agent"):
             run.metrics.add(run.phases.update_agent())
     if updates:
-        run.collector.player.refresh()
-    with nvtx.annotate("env"):
-        run.replay.append(run.collector.step(action))
+        with ranges.phase("refresh"):
+            run.collector.player.refresh()
+    with ranges.phase("env"):
+        row = run.collector.step(action)
+    with ranges.phase("append"):
+        run.replay.append(row)  # a copy to the device
     if crossed(before, run.step, config.logging.save_every):
         return save(run)
-    return write_metrics(run) if crossed(before, run.step, config.logging.every) else None
+    if crossed(before, run.step, config.logging.every):
+        with ranges.phase("log"):
+            return write_metrics(run)
+    return None
 
 
 def save(run: Run) -> dict[str, float] | None:
     """Saves the run, having read its metrics first: what diverged never replaces a checkpoint, and a resume loses none."""
-    values = None if run.step == run.logged_at else write_metrics(run)
-    run.save()
+    with ranges.phase("save"):
+        values = None if run.step == run.logged_at else write_metrics(run)
+        run.save()
     return values
 
 

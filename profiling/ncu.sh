@@ -1,0 +1,92 @@
+#!/usr/bin/env bash
+# What limits one kernel: memory, instructions, or waiting? Nsight Compute on its launches in a warm step.
+#
+#     profiling/ncu.sh attention_step_kernel --preset storm
+#     profiling/ncu.sh unimix_sample_kernel --count 3 --skip 10 --preset fast
+#     profiling/ncu.sh --any 'nvjet|gemm' --preset storm        a regular expression for others' kernels; nsys.sh says how they are called
+#
+# --count launches (default 5) after --skip (default 0) are looked at; other settings are those of `warm_steps.py --help`, with --steps 1.
+# Needs a CUDA GPU and ncu (NCU=/path/to/ncu, where it is not on PATH), and the right to read the GPU's counters. PYTHON=... names
+# the interpreter; default is .venv/bin/python, else python3. Writes OUT/ncu-KERNEL-PRESET-DATE-COMMIT.ncu-rep for its GUI (OUT:
+# default profiling/out), and prints the least, most and mean of each number over the launches. Of those read, in this order:
+#     Duration                          with the clocks as they are (--clock-control none) and cold caches
+#     Memory and Compute Throughput     percent of what the device can. 80 and more: that is the limit, and the kernel is done, but for
+#                                       moving or computing less. Both below 60: it waits, and the next two say for what
+#     Achieved Occupancy                far below Theoretical: too few programs, or uneven ones. Theoretical low: registers or shared memory
+#     Warp state (in the GUI)           the stall with most cycles; Long Scoreboard is memory's latency: more loads in flight
+# What its instructions and registers are needs no GPU: kernel_report.py. How much of the step it is: nsys.sh, trace.py.
+set -euo pipefail
+
+fail() { # MESSAGE [STATUS]: one line on stderr
+  echo "profiling/ncu.sh: error: $1" >&2
+  exit "${2:-2}"
+}
+
+is_count() { [[ "$1" =~ ^[0-9]+$ ]]; }
+
+kernel='' any=false count=5 skip=0
+settings=()
+while (($#)); do
+  case "$1" in
+    -h | --help)
+      sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "${BASH_SOURCE[0]}"
+      exit 0
+      ;;
+    --any) any=true ;;
+    --count | --skip)
+      is_count "${2:-}" || fail "$1 must be a number of launches, got '${2:-}'"
+      if [[ "$1" == --count ]]; then count="$2"; else skip="$2"; fi
+      shift
+      ;;
+    --*=*) settings+=("$1") ;;
+    --*)
+      settings+=("$1")
+      (($# > 1)) && settings+=("$2") && shift
+      ;;
+    *)
+      [[ -z "$kernel" ]] || fail "takes one kernel, got '$kernel' and '$1'"
+      kernel="$1"
+      ;;
+  esac
+  shift
+done
+((count > 0)) || fail "--count must be at least 1, got $count"
+
+out="${OUT:-}"
+[[ -z "$out" || "$out" == /* ]] || out="$PWD/$out" # as seen from where the script was called
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+out="${out:-profiling/out}"
+if [[ -z "${PYTHON:-}" ]]; then
+  PYTHON=python3
+  [[ -x .venv/bin/python ]] && PYTHON=.venv/bin/python
+fi
+
+ncu="${NCU:-ncu}"
+command -v "$ncu" >/dev/null ||
+  fail "needs Nsight Compute, but there is no $ncu; it comes with the CUDA toolkit (or NCU=/path/to/ncu). profiling/kernel_report.py needs none"
+
+known="$(sed -n 's/^def \([a-z][a-z0-9_]*_kernel\)(.*/\1/p' kernels/stormfast_kernels/*.py | sort)"
+[[ -n "$kernel" ]] || fail "needs the name of a kernel, one of $(paste -sd ' ' <<<"$known")"
+if "$any"; then
+  pattern="regex:$kernel"
+else
+  grep -qxF -- "$kernel" <<<"$known" || fail "'$kernel' is none of our kernels, $(paste -sd ' ' <<<"$known"); for another's, put --any before it"
+  pattern="regex:^$kernel\$"
+fi
+"$PYTHON" -c 'import importlib.util as u, sys; sys.exit(u.find_spec("torch") is None)' 2>/dev/null ||
+  fail "needs a Python with stormfast's packages, but $PYTHON is none that has torch; run make, or name another: PYTHON=..."
+
+unset TRITON_INTERPRET # for machines without a GPU
+arguments=(--device cuda --steps 1 "${settings[@]}")
+label="$("$PYTHON" profiling/warm_steps.py "${arguments[@]}" --name-for ncu)" || exit "$?"
+mkdir -p "$out" || fail "OUT must be a directory that can be written, got $out"
+report="$out/ncu-$(tr -c 'A-Za-z0-9_\n' '-' <<<"$kernel")-$label"
+
+"$ncu" --set full --clock-control none --profile-from-start off --graph-profiling node \
+  --kernel-name "$pattern" --launch-skip "$skip" --launch-count "$count" --export "$report" \
+  "$PYTHON" profiling/warm_steps.py "${arguments[@]}" ||
+  fail "$ncu ended with status $?, and says why above; ERR_NVGPUCTRPERM means that only root may read the counters: NVIDIA's driver option NVreg_RestrictProfilingToAdminUsers=0 lets all" 1
+[[ -s "$report.ncu-rep" ]] || fail "$ncu saw no launch of $kernel in the steps after the first $skip; another --preset or a smaller --skip may have one" 1
+
+"$ncu" --import "$report.ncu-rep" --page details --print-summary per-kernel || fail "$ncu --import ended with status $?; the report is there: $report.ncu-rep" 1
+echo "$report.ncu-rep"
