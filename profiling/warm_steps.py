@@ -16,7 +16,6 @@ import argparse
 import contextlib
 import dataclasses
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]  # the steps are of this checkout, whatever is installed
 
+import script  # noqa: E402
 import torch  # noqa: E402
 
 from bench.devices import commit  # noqa: E402
@@ -86,12 +86,11 @@ def label(preset: str) -> str:
 # --- command line, also of trace.py ------------------------------------------------------------------------------
 
 
-class Parser(argparse.ArgumentParser):
-    """The settings that warm steps have; what a script adds is its own. --help prints the script's docstring."""
+class Parser(script.Parser):
+    """The settings that warm steps have; what a script adds is its own."""
 
     def __init__(self, doc: str | None) -> None:
-        what, _, more = (doc or "").partition("\n")
-        super().__init__(description=what, epilog=more, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+        super().__init__(doc)
         default = ProfileConfig()
         self.add_argument("--preset", default=default.preset, choices=["auto", *PRESETS], help="default auto: fast with CUDA, cpu without")
         self.add_argument("--game", default=default.game, help=f"default {default.game}, which is built in")
@@ -100,10 +99,6 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--precision", default=default.precision, choices=["auto", "float32", "bfloat16"], help="as of `stormfast train`")
         self.add_argument("--steps", type=int, default=3, help="environment steps to look at; default 3")
         self.add_argument("--warmup", type=int, default=2, help="at least so many with updates before; default 2")
-
-    def error(self, message: str) -> None:  # type: ignore[override]
-        """argparse prints its usage, many lines, and exits."""
-        raise UserError(f"{message}; `{self.prog} --help` lists all arguments")
 
 
 def settings(options: argparse.Namespace) -> ProfileConfig:
@@ -120,24 +115,23 @@ def settings(options: argparse.Namespace) -> ProfileConfig:
 
 def exit_status(program: str, work: Callable[[], int]) -> int:
     """Does a script's work. Returns its exit status, or 2 after one line where what was asked for cannot be had."""
+
+    def steps_fit() -> int:
+        try:
+            with exit_at_sigterm():
+                return work()
+        except (MemoryError, RuntimeError) as error:
+            if compiler_failed(error):
+                raise UserError(f"torch.compile failed: {error}; give --compile off") from None
+            if not out_of_memory(error):
+                raise
+            raise UserError("these steps do not fit in memory; take a smaller --preset or another --device") from None
+
     try:
-        with exit_at_sigterm():
-            return work()
-    except UserError as error:
-        reason = str(error)
-    except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error) and not compiler_failed(error):
-            raise
-        failed = f"torch.compile failed: {error}; give --compile off" if compiler_failed(error) else ""
-        reason = failed or "these steps do not fit in memory; take a smaller --preset or another --device"
+        return script.status_of(f"{program}: error", steps_fit)
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader left, as `| head -1` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at exit
-        return 141
-    print(f"{program}: error: {' '.join(reason.split())}", file=sys.stderr)
-    return 2
 
 
 # --- this script -------------------------------------------------------------------------------------------------

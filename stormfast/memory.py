@@ -27,7 +27,7 @@ from stormfast.world_model.encoder import FEATURE_SIZE
 GB = 10**9
 # Not counted but taken. On a CPU resident memory grew by 14 % more than the count (storm's sizes with 256 rollouts of 4 steps, float32,
 # 1.80 GB counted) and by 0.10 GB (cpu preset, 0.18 GB counted; both torch 2.13, AMD EPYC). On CUDA they are not measured yet, but from
-# the libraries' defaults: `profiling/memory_count.py --measure` prints what a GPU takes.
+# the libraries' defaults: `profiling/memory.py --measure` prints what a GPU takes.
 ROUNDING = 0.10  # of all but replay: blocks rounded up to 512 bytes or 2 MB, and holes between them
 LIBRARIES = {"cuda": 250_000_000, "cpu": 250_000_000}  # workspaces: cuBLAS takes 32 MiB a stream on sm_90, cuDNN and oneDNN theirs
 CONTEXT = {"cuda": 600_000_000, "cpu": 0}  # the CUDA context and its loaded code, outside torch's allocator
@@ -96,7 +96,7 @@ def estimate(config: TrainConfig, num_actions: int, precision: torch.dtype, devi
 def count(
     config: TrainConfig, num_actions: int, precision: torch.dtype, device_type: str, *, captured: bool = False, trace: bool = False
 ) -> tuple[Estimate, dict[str, Peak]]:
-    """The estimate, and the peak of each phase by name; with trace it says where that is, and what is alive."""
+    """The estimate, and the peak of each phase by name; with trace it says where that is, what is alive, and what came and went."""
     with meta_autocast(device_type), LiveBytes(trace=trace) as live:
         replay = _full_replay(config, num_actions)
         learner = _WeightlessLearner(config, num_actions, precision)
@@ -106,7 +106,7 @@ def count(
         for name, phase in run_phases(config, learner, replay, player, torch.default_generator).items():  # it draws nothing for meta tensors
             live.begin()
             phase()
-            peaks[name] = live.peak
+            peaks[name] = live.traced_peak()
     kept["copies"] = rest - sum(kept.values())
     above = {name: peak.num_bytes - rest for name, peak in peaks.items()}
     # Graphs share a pool that eager calls have no part in. One update may be captured before the other's first, eager calls: then the

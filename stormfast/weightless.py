@@ -8,7 +8,7 @@ import contextlib
 import sys
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -45,13 +45,24 @@ class Block:
 
 
 @dataclass(frozen=True)
+class Event:
+    """A storage is made, or freed."""
+
+    operator: int  # how many the phase had called before
+    block: Block
+    made: bool
+
+
+@dataclass(frozen=True)
 class Peak:
-    """The moment at which most memory was in use."""
+    """The moment of a phase at which most memory was in use. The last three are left out unless traced."""
 
     num_bytes: int
     op: str
     line: str
-    blocks: tuple[Block, ...]  # alive then and made during the phase, largest first; empty unless traced
+    blocks: tuple[Block, ...]  # alive then and made during the phase, largest first
+    before: int = 0  # bytes alive when the phase began
+    events: tuple[Event, ...] = ()  # of the whole phase
 
 
 class LiveBytes(TorchDispatchMode):
@@ -59,7 +70,7 @@ class LiveBytes(TorchDispatchMode):
 
     Args:
         device_type: whose storages count.
-        trace: note where blocks come from, and which are alive at the peak.
+        trace: note where blocks come from, when they come and go, and which are alive at the peak.
     """
 
     def __init__(self, device_type: str = "meta", *, trace: bool = False) -> None:
@@ -71,14 +82,20 @@ class LiveBytes(TorchDispatchMode):
 
     def begin(self) -> None:
         """Forgets the peak: a phase begins."""
-        self.first = self.made
+        self.first, self.before, self.operators = self.made, self.now, 0
+        self.events: list[Event] = []
         self.peak = Peak(self.now, "", "", ())
+
+    def traced_peak(self) -> Peak:
+        """The peak of the phase, with all its events where they are traced."""
+        return replace(self.peak, before=self.before, events=tuple(self.events))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         out = self.read_back(func, args, kwargs or {})
         for value in tree_iter(out):
             if isinstance(value, Tensor) and value.device.type == self.device_type:
                 self.see(value, func)
+        self.operators += 1
         return out
 
     def read_back(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -98,11 +115,18 @@ class LiveBytes(TorchDispatchMode):
         self.live[key] = (block, weakref.ref(storage, lambda _: self.drop(key)))
         self.made += 1
         self.now += block.num_bytes
+        self.note(block, True)
         if self.now > self.peak.num_bytes:
             self.peak = Peak(self.now, block.op, line, self.blocks() if self.trace else ())
 
     def drop(self, key: int) -> None:
-        self.now -= self.live.pop(key)[0].num_bytes
+        block = self.live.pop(key)[0]
+        self.now -= block.num_bytes
+        self.note(block, False)
+
+    def note(self, block: Block, made: bool) -> None:
+        if self.trace:
+            self.events.append(Event(self.operators, block, made))
 
     def blocks(self) -> tuple[Block, ...]:
         made = (block for block, _ in self.live.values() if block.number >= self.first)

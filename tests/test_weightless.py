@@ -41,6 +41,24 @@ def test_a_phase_has_its_own_peak():
     del kept, x, y
 
 
+def test_a_trace_holds_what_comes_and_goes():
+    with LiveBytes(trace=True) as live:
+        kept = torch.zeros(10, device=META)
+        live.begin()
+        a = torch.zeros(100, device=META)
+        b = a + 1
+        del a
+        c = b.view(10, 10).mul(2)
+        del kept
+        peak = live.traced_peak()
+    found = [(event.operator, event.block.num_bytes, event.made) for event in peak.events]
+    assert found == [(0, 400, True), (1, 400, True), (2, 400, False), (3, 400, True), (4, 40, False)]  # a view is an operator too
+    assert (peak.before, peak.num_bytes) == (40, 840)
+    with LiveBytes() as live:
+        b.view(10, 10) + c
+    assert live.traced_peak().events == ()
+
+
 def test_what_backward_saves_is_alive_until_then():
     weight = torch.zeros(8, 8, device=META, requires_grad=True)
     with LiveBytes() as live:

@@ -1,9 +1,11 @@
-"""How much device memory does each preset take, what takes it, and where is the peak of each phase?
+"""What holds memory at the peak: how much does each preset take, what takes it, and where is the peak of each phase?
 
-    python profiling/memory_count.py                                  # presets storm, fast and cpu; no GPU and no memory needed
-    python profiling/memory_count.py --preset storm --precision float32
-    python profiling/memory_count.py --check                          # exit 1 where a preset is over its goal
-    python profiling/memory_count.py --measure                        # on a CUDA device: what torch's allocator says, beside the count
+    python profiling/memory.py                                  # presets storm, fast and cpu; no GPU and no memory needed
+    python profiling/memory.py --preset storm --precision float32
+    python profiling/memory.py --picture FILE.png               # what is alive over the operators of each phase; --by line: by the lines that made it
+    python profiling/memory.py --check                          # exit 1 where a preset is over its goal
+    python profiling/memory.py --measure                        # on a CUDA device: what torch's allocator says, beside the count
+    python profiling/memory.py --measure --snapshot FOLDER      # and torch's own history of each phase, as pages for a browser
 
 The count runs the real phases on tensors without memory and follows every storage (stormfast/memory.py). It is exact for
 what tensors take. Not tensors, and so an allowance: blocks rounded up by the allocator, workspaces of cuBLAS and cuDNN, the
@@ -12,13 +14,16 @@ CUDA context. Storm and fast are counted as on CUDA in bfloat16 with captured gr
 
 For each phase: the bytes alive at its peak, the operator and line that made the last of them, and the largest tensors it had
 made by then. A line in a backward pass names the autograd node.
+
+A snapshot is three files a preset and phase: PRESET-PHASE-timeline.html, what is alive over time; PRESET-PHASE-segments.html,
+how it lies in the allocator's segments; PRESET-PHASE.json, the blocks alive at the peak with the lines that made them.
 """
 
 import argparse
+import contextlib
 import json
-import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,9 +32,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]  # the count is of this checkout, whatever is installed
 
 import torch  # noqa: E402
+from script import Parser, provenance, status_of, written  # noqa: E402
 
 from stormfast.act import Player  # noqa: E402
 from stormfast.config import TrainConfig, preset_config  # noqa: E402
+from stormfast.errors import UserError  # noqa: E402
 from stormfast.learner import Learner  # noqa: E402
 from stormfast.memory import GB, LABELS, PHASES, count, run_phases  # noqa: E402
 from stormfast.replay import Replay  # noqa: E402
@@ -38,19 +45,20 @@ from stormfast.weightless import Peak  # noqa: E402
 NUM_ACTIONS = 18  # the most of any game
 TARGETS = {"storm": ("cuda", "bfloat16"), "fast": ("cuda", "bfloat16"), "cpu": ("cpu", "float32"), "tiny": ("cpu", "float32")}
 GOALS = {"storm": 8 * GB, "fast": 5 * GB}
+Around = Callable[[str], contextlib.AbstractContextManager[Any]]  # what a phase of that name runs in
 
 
 # --- counting and measuring --------------------------------------------------------------------------------------
 
 
-def counted(preset: str, precision: str | None) -> dict[str, Any]:
-    """One preset's record: what was counted, for which target, against which goal."""
+def counted(preset: str, precision: str | None) -> tuple[dict[str, Any], dict[str, Peak]]:
+    """One preset's record: what was counted, for which target, against which goal; and the traced peak of each phase."""
     device_type, native = TARGETS[preset]
     dtype = precision or native
     found, peaks = count(
         preset_config(preset, "standard"), NUM_ACTIONS, getattr(torch, dtype), device_type, captured=device_type == "cuda", trace=True
     )
-    return {
+    record = {
         "preset": preset,
         "device_type": device_type,
         "precision": dtype,
@@ -58,6 +66,7 @@ def counted(preset: str, precision: str | None) -> dict[str, Any]:
         "goal": GOALS.get(preset),
         "peaks": {name: described(peak) for name, peak in peaks.items()},
     }
+    return record, peaks
 
 
 def described(peak: Peak) -> dict[str, Any]:
@@ -65,10 +74,10 @@ def described(peak: Peak) -> dict[str, Any]:
     return {"bytes": peak.num_bytes, "op": peak.op.removeprefix("aten."), "line": peak.line, "largest": largest}
 
 
-def measured(config: TrainConfig, precision: torch.dtype, device: torch.device) -> dict[str, Any]:
+def measured(config: TrainConfig, precision: torch.dtype, device: torch.device, around: Around) -> dict[str, Any]:
     """Bytes that the allocator and the device report, of a run with an empty replay's rows taken as they lie.
 
-    Each phase runs three times: the first makes optimiser state and loads libraries.
+    Each phase runs three times: the first makes optimiser state and loads libraries, the last is measured and runs inside `around`.
     """
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated(device)
@@ -83,7 +92,8 @@ def measured(config: TrainConfig, precision: torch.dtype, device: torch.device) 
     for turn in range(3):
         for name, phase in phases.items():
             torch.cuda.reset_peak_memory_stats(device)
-            phase()
+            with around(name) if turn == 2 else contextlib.nullcontext():
+                phase()
             if turn == 2:
                 peaks[name] = torch.cuda.max_memory_allocated(device) - before
     free, total = torch.cuda.mem_get_info(device)
@@ -143,44 +153,67 @@ def is_over(record: dict[str, Any]) -> bool:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    about, _, more = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(description=about, epilog=more, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--preset", action="append", choices=list(TARGETS), help="may be given more than once; default storm, fast and cpu")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], help="default bfloat16 for storm and fast, float32 for cpu and tiny")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
+    parser.add_argument("--picture", type=Path, metavar="FILE.png", help="draw what is alive over the operators of each phase")
+    parser.add_argument("--by", choices=["kind", "line"], default="kind", help="stack the picture by kind (kept, forward, backward; default) or line")
     parser.add_argument("--check", action="store_true", help="exit 1 where a total is over its goal")
     parser.add_argument("--measure", action="store_true", help="also run the phases on the CUDA device")
-    return parser.parse_args(arguments)
+    parser.add_argument("--snapshot", type=Path, metavar="FOLDER", help="with --measure: write torch's memory history of each phase there")
+    options = parser.parse_args(arguments)
+    if options.snapshot and not options.measure:
+        parser.error("--snapshot is of measured phases; add --measure")
+    if options.measure and not torch.cuda.is_available():
+        parser.error("--measure needs a CUDA device, and torch finds none; leave it out to count")
+    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    try:
-        status = report(arguments)
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader left, as in `memory_count.py | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at exit
-        return 141
-    return status
+    return status_of("memory", lambda: report(arguments))
 
 
 def report(arguments: Sequence[str] | None) -> int:
-    """Prints what the arguments ask for. Returns the exit status."""
+    """Prints and writes what the arguments ask for. Returns the exit status. Raises: UserError."""
     options = parse(arguments)
-    if options.measure and not torch.cuda.is_available():
-        print("memory_count: --measure needs a CUDA device, and torch finds none; leave it out to count", file=sys.stderr)
-        return 2
-    records = [counted(preset, options.precision) for preset in options.preset or ["storm", "fast", "cpu"]]
+    rows = [counted(preset, options.precision) for preset in options.preset or ["storm", "fast", "cpu"]]
+    records = [record for record, _ in rows]
+    if options.picture:
+        from memory_picture import picture
+
+        written(options.picture, picture(rows, options.by))
     for record in records if options.measure else ():
         device = torch.device("cuda", torch.cuda.current_device())
-        record["measured"] = measured(preset_config(record["preset"], "standard"), getattr(torch, record["precision"]), device)
+        around = snapshots(options.snapshot, record["preset"], device)
+        record["measured"] = measured(preset_config(record["preset"], "standard"), getattr(torch, record["precision"]), device, around)
     if options.json:
-        print(json.dumps({"presets": records}))
+        print(json.dumps({**provenance("memory.py", arguments), "presets": records}))  # each says what it was counted for or measured on
     else:
         print("\n\n".join([table(records), *map(peak_lines, records), *(measured_lines(r) for r in records if "measured" in r)]))
     over = [record for record in records if options.check and is_over(record)]
     for record in over:
         print(f"{record['preset']} takes {gb(record['bytes']['total'])} GB, over its goal of {gb(record['goal'])} GB", file=sys.stderr)
     return 1 if over else 0
+
+
+def snapshots(folder: Path | None, preset: str, device: torch.device) -> Around:
+    """Records each phase into files of the folder, if there is one. Inside, OSError becomes UserError."""
+
+    @contextlib.contextmanager
+    def around(phase: str) -> Any:
+        from memory_snapshot import recorded
+
+        if folder is None:
+            yield
+            return
+        try:
+            with recorded(folder, f"{preset}-{phase}", device):
+                yield
+        except OSError as error:
+            raise UserError(f"--snapshot must be a folder that can be written, but {folder}: {error.strerror or error}") from None
+
+    return around
 
 
 if __name__ == "__main__":
