@@ -4,17 +4,19 @@
 PYTHON ?= python3
 GAME ?= Pong
 ARGS ?=
+REF ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help train test lint test-fast test-slow bench-kernels clean
+.PHONY: help train test lint test-fast test-slow bench bench-compare results clean
 .DEFAULT_GOAL := help
 
 help:
 	@sed -n '1,2s/^# //p' Makefile
-	@echo "make lint | test-fast | test-slow | bench-kernels | clean"
+	@echo "make lint | test-fast | test-slow | clean"
+	@echo "make bench [ARGS=\"--device cuda\"] | bench-compare [REF=main] [ARGS=...] | results"
 
 train: $(INSTALLED)
 	@$(BIN)/stormfast train --game "$(GAME)" $(ARGS)
@@ -31,8 +33,14 @@ test-fast: $(INSTALLED)
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m "slow and not gpu"
 
-bench-kernels: $(INSTALLED)
-	$(BIN)/python -m pytest bench/kernels $(ARGS)
+bench: $(INSTALLED)
+	$(BIN)/python -m pytest bench --save $(ARGS)
+
+bench-compare: $(INSTALLED)
+	$(BIN)/python bench/compare.py $(if $(REF),--against "$(REF)") $(ARGS)
+
+results: $(INSTALLED)
+	$(BIN)/python bench/readme_tables.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks

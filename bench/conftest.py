@@ -1,56 +1,79 @@
-"""For all benches: the device they run on, the machine in the JSON, and `measure`, which times one provider of one kernel.
+"""For all benches: the device they run on, how rounds are timed, and what the JSON says of the machine.
 
-A bench is a test in a file bench_*.py that asks for `measure`. Its sizes are a marker, one list a kind of device:
-
-    @pytest.mark.cases(cpu=[...], cuda=[...])
-    def test_kernel(case, measure): ...
-
-It then runs once for each case and provider.
+    python -m pytest bench                     # CPU, small sizes        make bench: the same, saved under bench/results/DEVICE/
+    python -m pytest bench --device cuda       # the presets' sizes
+    python -m pytest bench/bench_act.py bench/bench_step.py --preset storm --compile off
 """
 
+import os
+import sys
 import tempfile
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from bench.devices import copy_bandwidth, describe
-from bench.kernels import table
-from bench.kernels.timing import assert_same_call, num_sets, prepare
-from bench.kernels.work import Work
+from bench import table
+from bench.devices import ROOT, commit, describe, device_name, slug
+from bench.rounds import Timed, as_calls
+from bench.turns import Turns, join
+from bench.warm_step import WarmStep, warm_step
 from stormfast.device import resolve_device
 from stormfast.errors import UserError
-from stormfast_kernels import launch
+from stormfast.heap import keep_freed_memory
+from stormfast.peaks import Peaks, measure_peaks
 
 RECORDS = pytest.StashKey[list[dict[str, Any]]]()
 DEVICE = pytest.StashKey[torch.device]()
-PROVIDERS = ("eager", "compile", "triton")
-NO_TRITON = "Triton is timed on CUDA devices: on a CPU its interpreter runs, whose time means nothing"
+TURNS = pytest.StashKey[Turns | None]()
+SAVE_AS = pytest.StashKey[Path | None]()
+PRESETS = {"cpu": ["cpu"], "cuda": ["storm", "fast"]}  # kind of device -> what is timed there by default
 ROUNDS = {"cuda": 30, "cpu": 15}
 WARMUP_ROUNDS = 3
-Forward = Callable[..., Any]
-Measure = Callable[..., None]
+TimeRounds = Callable[[Timed], float | None]
+MeasurePhase = Callable[[str], None]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--device", default="cpu", help="what the benches run on: cpu (default, small sizes), cuda or cuda:N (the presets' sizes)")
+    group = parser.getgroup("stormfast")
+    group.addoption("--device", default="cpu", help="what the benches run on: cpu (default, small sizes), cuda or cuda:N (the presets' sizes)")
+    sizes = "sizes of the phases, may be given more than once; default storm and fast on CUDA, else cpu"
+    group.addoption("--preset", action="append", choices=["storm", "fast", "cpu", "tiny"], help=sizes)
+    group.addoption("--compile", default="auto", choices=["auto", "off", "default", "graphs"], help="of the phases, as of `stormfast train`")
+    group.addoption("--rounds", type=int, help="timed rounds of each bench; default 30 on CUDA, else 15")
+    group.addoption("--save", action="store_true", help="write the results to bench/results/DEVICE/DATE-COMMIT.json")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "cases(cpu, cuda): what a bench runs with on each kind of device")
     config.option.benchmark_quiet = True  # its table shows rounds of many calls; ours shows calls
     config.stash[RECORDS] = []
     try:
-        config.stash[DEVICE] = resolve_device(config.getoption("--device"))
+        config.stash[DEVICE] = device = resolve_device(config.getoption("--device"))
+        config.stash[TURNS] = join()
     except UserError as error:
         raise pytest.UsageError(str(error)) from None
-    if path := config.getoption("benchmark_json"):
-        _check_writable(path)
+    if (rounds := config.getoption("--rounds")) is not None and rounds < 1:
+        raise pytest.UsageError(f"--rounds must be at least 1, got {rounds}")
+    if config.getoption("--save"):
+        if config.getoption("benchmark_json"):
+            raise pytest.UsageError("--save chooses the file itself; give it or --benchmark-json, not both")
+        config.option.benchmark_json = result_path(device)
+        config.option.benchmark_json.parent.mkdir(parents=True, exist_ok=True)
+    config.stash[SAVE_AS] = path = config.getoption("benchmark_json")
+    if path:
+        check_writable(path)
+        config.option.benchmark_json = path.with_name(path.name + ".partial")  # renamed when it is whole
 
 
-def _check_writable(path: Path) -> None:
+def result_path(device: torch.device) -> Path:
+    head, dirty = commit()
+    return ROOT / "bench" / "results" / slug(device_name(device)) / f"{time.strftime('%Y-%m-%d')}-{head}{'-dirty' if dirty else ''}.json"
+
+
+def check_writable(path: Path) -> None:
     """Refuses now what pytest-benchmark would fail to write after all has been timed."""
     try:
         if path.exists() and not path.is_file():
@@ -61,15 +84,16 @@ def _check_writable(path: Path) -> None:
         raise pytest.UsageError(f"--benchmark-json must lie in a directory that can be written, got {path}: {error.strerror}") from None
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    partial = session.config.option.benchmark_json  # written by now
+    if partial and partial.exists():
+        os.replace(partial, session.config.stash[SAVE_AS])
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    marker = metafunc.definition.get_closest_marker("cases")
-    if marker is None:
-        return
-    kind = metafunc.config.stash[DEVICE].type
-    absent = pytest.mark.skip(reason=NO_TRITON) if kind == "cpu" else ()
-    providers = [pytest.param(name, marks=absent if name == "triton" else ()) for name in PROVIDERS]
-    metafunc.parametrize("case", marker.kwargs[kind], ids=str)
-    metafunc.parametrize("provider", providers, indirect=True)
+    if "preset" in metafunc.fixturenames:
+        config = metafunc.config
+        metafunc.parametrize("preset", config.getoption("--preset") or PRESETS[config.stash[DEVICE].type], scope="session")
 
 
 @pytest.fixture(scope="session")
@@ -77,108 +101,77 @@ def device(pytestconfig: pytest.Config) -> torch.device:
     chosen = pytestconfig.stash[DEVICE]
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
+    else:
+        keep_freed_memory()  # as training does
     return chosen
 
 
 @pytest.fixture(scope="session")
-def copy_bytes_per_second(device: torch.device) -> float:
-    return copy_bandwidth(device)
+def peaks(device: torch.device) -> Peaks:
+    return measure_peaks(device)
+
+
+@pytest.fixture(scope="session")
+def step(preset: str, device: torch.device, pytestconfig: pytest.Config) -> Iterator[WarmStep]:
+    try:
+        with warm_step(preset, str(device), pytestconfig.getoption("--compile")) as warm:
+            yield warm
+    except UserError as error:
+        pytest.fail(str(error), pytrace=False)
 
 
 @pytest.fixture
-def provider(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The name of the provider, and the public functions following it."""
-    monkeypatch.setenv("STORMFAST_KERNELS", "triton" if request.param == "triton" else "reference")
-    return request.param
+def time_rounds(benchmark: Any, request: pytest.FixtureRequest) -> TimeRounds:
+    """Times rounds, keeps in extra_info what a call took, and returns it in seconds; None under --benchmark-disable."""
+    config = request.config
+    device, turns, item = config.stash[DEVICE], config.stash[TURNS], request.node
 
+    def run(timed: Timed) -> float | None:
+        rounds = iter(range(sys.maxsize))
 
-@pytest.fixture
-def measure(
-    benchmark: Any, device: torch.device, provider: str, copy_bytes_per_second: float, pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch
-) -> Measure:
-    def run(
-        *,
-        kernel: str,
-        shape: str,
-        dtype: str,
-        public: Forward,
-        reference: Forward,
-        arguments: Callable[[torch.Generator], Sequence[tuple]],
-        work: Work,
-        around: Callable[..., Any] = lambda forward, *given: forward(*given),
-        comparable: bool = True,
-        target: dict[str, Any] | None = None,
-    ) -> None:
-        """Times around(forward, *arguments), forward being what the provider makes of a kernel, and keeps the evidence.
+        def take_turn() -> None:
+            if turns is not None:
+                turns.wait(item.name, request.session.items.index(item), next(rounds))
 
-        Args:
-            public:     the public function, with what does not vary filled in; it asks dispatch what to run.
-            reference:  what it runs as reference, fit to compile; same arguments, same outputs.
-            arguments:  makes one set of inputs on the device: the arguments of successive calls.
-            work:       of one call, averaged over them.
-            around:     a whole call, as forward and backward.
-            comparable: whether two calls on the same arguments have the same outputs.
-            target:     what to reach on a CUDA device: {"quantity": ..., "at_least": ...}.
-        """
-        forward = public
-        if provider == "compile":
-            torch.compiler.reset()  # else the eighth case is one recompilation too many
-            forward = torch.compile(reference, fullgraph=True, dynamic=False)
-        generator = torch.Generator(device).manual_seed(0)
-        sets = [arguments(generator) for _ in range(num_sets(work.bytes, device))]
-        if provider != "eager" and comparable:
-            for given in sets[0]:
-                assert_same_call(lambda *x: around(forward, *x), lambda *x: around(reference, *x), given, tolerance=2e-2)
-        launches = _triton_launches(lambda: around(forward, *sets[0][0]))
-        assert (launches > 0) == (provider == "triton"), f"{provider} launched {launches} Triton kernels of stormfast"
-        timed = prepare(lambda *given: around(forward, *given), sets, device)
-        benchmark.pedantic(timed.run, rounds=ROUNDS[device.type], warmup_rounds=WARMUP_ROUNDS)
-        if not benchmark.enabled:  # --benchmark-disable runs everything once
-            return
-        seconds, spread = benchmark.stats["median"] / timed.launches, benchmark.stats["iqr"] / timed.launches
+        benchmark.pedantic(timed.run, setup=take_turn, rounds=config.getoption("--rounds") or ROUNDS[device.type], warmup_rounds=WARMUP_ROUNDS)
+        if not benchmark.enabled:  # everything ran once
+            return None
+        seconds = benchmark.stats["median"] / timed.calls
         benchmark.extra_info.update(
-            kernel=kernel,
-            shape=shape,
-            dtype=dtype,
-            provider=provider,
+            bench=item.originalname.removeprefix("test_"),
             device=device.type,
             timing=timed.method,
-            launches=timed.launches,
-            input_sets=len(sets),
-            triton_launches_per_call=launches,
+            calls=timed.calls,
             seconds=seconds,
-            seconds_iqr=spread,
-            bytes=work.bytes,
-            flops=work.flops,
-            bytes_per_second=work.bytes / seconds,
-            flops_per_second=work.flops / seconds,
-            copy_bytes_per_second=copy_bytes_per_second,
-            fraction_of_copy_bandwidth=work.bytes / seconds / copy_bytes_per_second,
+            seconds_iqr=benchmark.stats["iqr"] / timed.calls,
         )
-        if target and provider == "triton":
-            benchmark.extra_info["target"] = target
-        pytestconfig.stash[RECORDS].append(benchmark.extra_info)
+        config.stash[RECORDS].append(benchmark.extra_info)
+        return seconds
 
     return run
 
 
-def _triton_launches(call: Callable[[], Any]) -> int:
-    """How many of our Triton kernels one call launches."""
-    before = launch.launched.total()
-    call()
-    return launch.launched.total() - before
+@pytest.fixture
+def measure_phase(benchmark: Any, step: WarmStep, peaks: Peaks, device: torch.device, time_rounds: TimeRounds) -> MeasurePhase:
+    """Times a phase of a step by its name, and keeps its work and its share of what the device can do."""
+
+    def run(name: str) -> None:
+        took = time_rounds(as_calls(step.phases[name], device))
+        if took is not None:
+            benchmark.extra_info.update(step.about(), phase=name, **step.work(name, took, peaks))
+
+    return run
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
     machine_info.pop("node", None)  # the host's name is nobody's business
-    machine_info.update(describe(config.stash[DEVICE]))
-
-
-def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list[Any], output_json: dict[str, Any]) -> None:
-    table.evaluate([benchmark["extra_info"] for benchmark in output_json["benchmarks"]])
+    arguments = [argument for argument in config.invocation_params.args if not argument.startswith("--benchmark-json")]
+    machine_info.update(describe(config.stash[DEVICE]), command=" ".join(["python -m pytest", *arguments]), load=os.getloadavg()[0])
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if records := config.stash[RECORDS]:
         terminalreporter.section("medians of one call (interquartile range)")
         terminalreporter.write_line(table.markdown(records))
+    if (path := config.stash[SAVE_AS]) and path.exists() and records:
+        terminalreporter.write_line(f"\nwritten to {path}")

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.conftest import Measure
+from bench.kernels.conftest import Measure
 from bench.kernels.work import attention_work
 from stormfast.config import preset_config
 from stormfast_kernels import cached_attention_step

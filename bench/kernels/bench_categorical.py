@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.conftest import Measure
+from bench.kernels.conftest import Measure
 from bench.kernels.work import gradient_work, log_probs_work, sample_work
 from stormfast_kernels import CounterRng, sample_categorical, sample_categorical_with_log_probs, unimix_log_probs
 from stormfast_kernels.categorical import sample_categorical_reference, unimix_log_probs_reference

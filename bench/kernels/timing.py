@@ -5,25 +5,17 @@ kernel does not count, as it does not in a captured training step. On a CPU they
 """
 
 import math
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-ROUND_SECONDS = {"cuda": 4e-3, "cpu": 2e-3}  # least time of a round: a synchronisation's 10 us are 0.3 % of it
-LEAST_CAPTURED = 50  # launches of a graph, so that the gap between two replays does not show
+from bench.rounds import Timed, fill_round, repeated
+
+LEAST_CAPTURED = 50  # calls of a graph, so that the gap between two replays does not show
 WARMUP = 3
-
-
-@dataclass(frozen=True)
-class Timed:
-    run: Callable[[], None]  # one round: `launches` calls, and waits until they are done
-    launches: int
-    method: str
 
 
 def num_sets(bytes_of_call: float, device: torch.device) -> int:
@@ -49,26 +41,12 @@ def prepare(call: Callable[..., Any], sets: Sequence[Sequence[tuple]], device: t
 
     for _ in range(WARMUP):
         once()
-    launches, run_once, method = len(arguments), once, "calls"
+    calls, run_once, method = len(arguments), once, "calls"
     if device.type == "cuda":
         captured = math.ceil(LEAST_CAPTURED / len(arguments))
-        launches *= captured
+        calls *= captured
         run_once, method = capture(repeated(once, captured), outputs)
-    repeats = math.ceil(ROUND_SECONDS[device.type] / seconds_of(run_once, device))
-
-    def run() -> None:
-        repeated(run_once, repeats)()
-        wait(device)
-
-    return Timed(run, launches * repeats, method)
-
-
-def repeated(body: Callable[[], None], times: int) -> Callable[[], None]:
-    def run() -> None:
-        for _ in range(times):
-            body()
-
-    return run
+    return fill_round(run_once, calls, method, device)
 
 
 def capture(body: Callable[[], None], outputs: deque[Any]) -> tuple[Callable[[], None], str]:
@@ -89,23 +67,6 @@ def capture(body: Callable[[], None], outputs: deque[Any]) -> tuple[Callable[[],
         return body, f"calls, gaps between launches included: CUDA graph capture failed: {' '.join(str(error).split())[:200]}"
     outputs.clear()  # the graph keeps its memory
     return graph.replay, "CUDA graph"
-
-
-def seconds_of(run: Callable[[], Any], device: torch.device) -> float:
-    """Of one run, the fastest of three."""
-    seconds = []
-    for _ in range(3):
-        wait(device)
-        started = time.perf_counter()
-        run()
-        wait(device)
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)
-
-
-def wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def assert_same(got: Any, expected: Any, tolerance: float) -> None:

@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from bench import rounds
 from bench.kernels import table, timing
 from bench.kernels.work import Work, attention_work, gradient_work, log_probs_work, sample_work
 from stormfast_kernels import sample_categorical_with_log_probs, unimix_log_probs
@@ -110,10 +111,10 @@ def test_a_round_on_a_cpu_is_as_many_calls_as_it_says() -> None:
     seen: list[Any] = []
     timed = timing.prepare(lambda *given: seen.append(given), [[(1,), (2,)]], CPU)
     assert timed.method == "calls"
-    assert timed.launches > 2  # two calls alone do not fill a round
+    assert timed.calls > 2  # two calls alone do not fill a round
     seen.clear()
     timed.run()
-    assert len(seen) == timed.launches
+    assert len(seen) == timed.calls
     assert seen[:4] == [(1,), (2,), (1,), (2,)]
 
 
@@ -157,10 +158,10 @@ def test_a_round_on_cuda_is_replays_of_a_graph(monkeypatch: pytest.MonkeyPatch, 
     fake = FakeCuda(capturable)
     fake.patch(monkeypatch)
     timed = timing.prepare(fake.call, [[(1,), (2,), (3,)]] * 7, torch.device("cuda"))
-    assert timed.launches % 63 == 0  # 21 calls, three times over to reach 50
+    assert timed.calls % 63 == 0  # 21 calls, three times over to reach 50
     before, waits = fake.called, fake.synchronized
     timed.run()
-    assert fake.called - before == timed.launches
+    assert fake.called - before == timed.calls
     assert fake.synchronized == waits + 1
     expected = "CUDA graph" if capturable else "CUDA graph capture failed: operation not permitted when stream is capturing"
     assert timed.method.endswith(expected)
@@ -174,7 +175,7 @@ def test_a_graph_on_cuda_computes_what_calls_compute() -> None:
     assert timed.method == "CUDA graph"
     before = counter.item()
     timed.run()
-    assert counter.item() - before == timed.launches
+    assert counter.item() - before == timed.calls
 
 
 def test_a_wrong_answer_is_not_timed() -> None:
@@ -312,8 +313,8 @@ def test_one_bench_from_the_command_line(tmp_path: Path) -> None:
     assert set(info) == {"unimix_log_probs", "cached_attention_step"}
     for benchmark in result["benchmarks"]:
         one = benchmark["extra_info"]
-        assert one["seconds"] == pytest.approx(benchmark["stats"]["median"] / one["launches"])
-        assert benchmark["stats"]["median"] > 0.5 * timing.ROUND_SECONDS["cpu"]
+        assert one["seconds"] == pytest.approx(benchmark["stats"]["median"] / one["calls"])
+        assert benchmark["stats"]["median"] > 0.5 * rounds.ROUND_SECONDS["cpu"]
         assert one["bytes_per_second"] == pytest.approx(one["bytes"] / one["seconds"])
         assert 1e-4 < one["fraction_of_copy_bandwidth"] < 100  # small sizes may live in a cache
         assert one["fraction_of_copy_bandwidth"] == pytest.approx(one["bytes_per_second"] / one["copy_bytes_per_second"])
@@ -321,14 +322,6 @@ def test_one_bench_from_the_command_line(tmp_path: Path) -> None:
         assert "target" not in one
     assert info["unimix_log_probs"]["bytes"] == 4 * 16 * 16 * 16 * 8
     assert run(sys.executable, "bench/kernels/table.py", str(path)).stdout.count("cached_attention_step") == 2
-
-
-@pytest.mark.parametrize("path", ["missing/kernels.json", "."])
-def test_a_result_that_cannot_be_written_is_refused_before_timing(path: str, tmp_path: Path) -> None:
-    done = bench("-k", "test_log_probs", f"--benchmark-json={tmp_path / path}")
-    assert done.returncode == pytest.ExitCode.USAGE_ERROR
-    assert "collected" not in done.stdout
-    assert [line for line in done.stderr.splitlines() if line][-1].startswith("ERROR: --benchmark-json must ")
 
 
 @pytest.mark.slow
@@ -343,8 +336,4 @@ def test_cuda_asked_for_where_there_is_none_is_one_line() -> None:
     done = bench("--device", "cuda")
     assert done.returncode == pytest.ExitCode.USAGE_ERROR
     assert done.stderr.strip().splitlines()[-1].startswith("ERROR: device cuda was asked for, but torch")
-    done = run("bash", "bench/gpu_kernels.sh", env={"PYTHON": sys.executable})
-    assert done.returncode == 1
-    assert len(done.stderr.splitlines()) == 1
-    assert "needs a CUDA GPU" in done.stderr
     assert not list((ROOT / "bench" / "results").glob("*cuda*"))
