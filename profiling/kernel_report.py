@@ -2,11 +2,10 @@
 
     python profiling/kernel_report.py                                   # presets storm and fast, all targets
     python profiling/kernel_report.py --presets storm --targets 90      # one preset, one GPU
-    python profiling/kernel_report.py --check                           # exit 1 and one line a breach of the budgets
-    python profiling/kernel_report.py --write-budgets                   # after a change that is meant
+    python profiling/kernel_report.py --check                           # exit 1 and one line for each fault: see below
 
 No GPU is needed: the compiler and the disassembler come with triton. The first run takes a minute, later ones read
-Triton's cache. Exit codes: 0 done, 1 a breach was found (--check), 2 the report cannot be made.
+Triton's cache. Exit codes: 0 done, 1 a fault was found (--check), 2 the report cannot be made.
 
 How to read a row (one launch that training makes, on one target):
     regs          registers of a thread. 64 and more begin to cost occupancy; 255 is the limit.
@@ -24,8 +23,8 @@ How to read a row (one launch that training makes, on one target):
     B/inst        bytes moved for each instruction that a warp issues. Bandwidth over issue rate is about 1 on RTX 4090 and
                   5090, 2 on RTX 3090 and A100, 5 on H200: well above that memory is the limit, near or below instructions are.
 
-kernel_budgets.json holds the most instructions and registers of each row: what was measured plus 5 %, and the registers
-rounded up to the step of 8 in which they are given out. They hold for the version of triton that it names.
+A fault is what must never be, whatever the compiler: spills, more shared memory than the GPU gives, no wide access where there
+should be some, tensor cores. Instructions, registers and memory are held exactly by bench/counts.py.
 """
 
 import argparse
@@ -44,14 +43,12 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]  # the report is about this checkout, whatever is installed
 
 from kernel_cases import PRESETS, Case, cases  # noqa: E402
-from kernel_resources import GPUS, REGISTER_STEP, Resources, measure, resident_warps  # noqa: E402
+from kernel_resources import GPUS, Resources, measure, resident_warps  # noqa: E402
 
 from stormfast.errors import UserError  # noqa: E402
 from stormfast.run_dir import write_whole  # noqa: E402
 from stormfast_kernels import launch  # noqa: E402
 
-BUDGETS = Path(__file__).with_name("kernel_budgets.json")
-SLACK = 1.05  # of the instructions measured
 WIDE = {  # kernel -> (wide loads, wide stores): whether there must be some
     "unimix_sample_kernel": (True, True),
     "unimix_gradient_kernel": (True, True),
@@ -140,32 +137,13 @@ def specialisation(case: Case) -> str:
 # --- checking ----------------------------------------------------------------------------------------------------
 
 
-def read_budgets(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} must hold the budgets, but {error}; write it with --write-budgets") from None
-    if not isinstance(content, dict) or not isinstance(content.get("triton"), str) or not isinstance(content.get("budgets"), dict):
-        raise UserError(f"{path} must hold the budgets, but it has no triton version or no budgets; write it with --write-budgets")
-    for case, of_case in content["budgets"].items():
-        if not isinstance(of_case, dict) or not all(map(is_budget, of_case.values())):
-            expected = "{target: [most instructions, most registers]}"
-            raise UserError(f"{path} must hold {expected} for each case, but for {case} it has {json.dumps(of_case)}; write it with --write-budgets")
-    return content
-
-
-def is_budget(value: Any) -> bool:
-    return isinstance(value, list) and [type(number) for number in value] == [int, int]
-
-
-def breaches(rows: Sequence[Row], budgets: dict[str, Any]) -> list[str]:
-    """One line for each thing that should not be. Budgets of another version of triton are not compared."""
-    comparable = budgets["triton"] == launch.triton.__version__
-    return [f"{row.name}: {line}" for row in rows for line in [*faults(row), *(over_budget(row, budgets["budgets"]) if comparable else [])]]
+def breaches(rows: Sequence[Row]) -> list[str]:
+    """One line for each fault."""
+    return [f"{row.name}: {line}" for row in rows for line in faults(row)]
 
 
 def faults(row: Row) -> list[str]:
-    """What is wrong whatever the budget."""
+    """What is wrong with a row."""
     found, most = row.found, GPUS[row.target].shared_per_program * 1024
     loads, stores = WIDE[row.case.kernel]
     lines = {
@@ -176,26 +154,6 @@ def faults(row: Row) -> list[str]:
         f"{found.tensor_core} tensor-core instructions in a kernel without a matrix product": found.tensor_core,
     }
     return [line for line, wrong in lines.items() if wrong]
-
-
-def over_budget(row: Row, budgets: dict[str, Any]) -> list[str]:
-    budget = budgets.get(row.case.name, {}).get(str(row.target))
-    if budget is None:
-        return ["has no budget; give it one with --write-budgets"]
-    pairs = zip(("instructions", "registers"), budget, strict=True)
-    return [f"{getattr(row.found, what)} {what}, over the budget of {most}" for what, most in pairs if getattr(row.found, what) > most]
-
-
-def write_budgets(path: Path, rows: Sequence[Row]) -> None:
-    """Replaces the file by what was measured, with slack. One line a case, so that a change reads well."""
-    budgets: dict[str, dict[str, list[int]]] = {}
-    for row in rows:
-        registers = -(-row.found.registers // REGISTER_STEP) * REGISTER_STEP
-        budgets.setdefault(row.case.name, {})[str(row.target)] = [int(row.found.instructions * SLACK), registers]
-    lines = ",\n".join(f"    {json.dumps(name)}: {json.dumps(budget)}" for name, budget in budgets.items())
-    note = "case: {target: [most instructions, most registers]}, written by kernel_report.py --write-budgets"
-    text = f'{{\n  "note": "{note}",\n  "triton": "{launch.triton.__version__}",\n  "budgets": {{\n{lines}\n  }}\n}}\n'
-    write(path, text)
 
 
 def check_writable(path: Path) -> None:
@@ -277,31 +235,22 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--targets", type=listed(list(GPUS), int), help=f"compute capabilities, some of {','.join(map(str, GPUS))}; default all")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to a file as well")
     parser.add_argument("--markdown", action="store_true", help="print a table for kernels/README.md: registers · instructions · warps")
-    parser.add_argument("--budgets", type=Path, default=BUDGETS, metavar="FILE", help="default: kernel_budgets.json beside this script")
-    parser.add_argument("--check", action="store_true", help="exit 1 where a budget is exceeded or a kernel spills")
-    parser.add_argument("--write-budgets", action="store_true", help="write new budgets from what is measured, of all presets and targets")
-    options = parser.parse_args(arguments)
-    if options.write_budgets and (options.presets or options.targets or options.check):
-        parser.error("--write-budgets measures all presets and targets: leave out --presets, --targets and --check")
-    return options
+    parser.add_argument("--check", action="store_true", help="exit 1 where a kernel has a fault, as spills")
+    return parser.parse_args(arguments)
 
 
 def report(options: argparse.Namespace) -> int:
     """Makes the report. Returns: exit code 0 or 1."""
-    budgets = read_budgets(options.budgets) if options.check else None
-    for path in [options.json] * bool(options.json) + [options.budgets] * options.write_budgets:
-        check_writable(path)
-    presets = PRESETS if options.write_budgets else options.presets or ["storm", "fast"]
-    rows = survey([case for preset in presets for case in cases(preset)], options.targets or list(GPUS))
-    print(markdown_table(rows) if options.markdown else f"{text_table(rows)}\n{summary(rows)}")
-    found = [] if budgets is None else breaches(rows, budgets)
+    if options.json:
+        check_writable(options.json)
+    rows = survey([case for preset in options.presets or ["storm", "fast"] for case in cases(preset)], options.targets or list(GPUS))
+    found = breaches(rows)
     if options.json:
         content = {"triton": launch.triton.__version__, "rows": [row.record() for row in rows], "breaches": found}
         write(options.json, json.dumps(content, indent=1) + "\n")
-    if options.write_budgets:
-        write_budgets(options.budgets, rows)
-    if budgets is not None and budgets["triton"] != launch.triton.__version__:
-        print(f"budgets were measured with triton {budgets['triton']}, so instructions and registers are not compared", file=sys.stderr)
+    print(markdown_table(rows) if options.markdown else f"{text_table(rows)}\n{summary(rows)}")
+    if not options.check:
+        return 0
     for line in found:
         print(line, file=sys.stderr)
     return 1 if found else 0

@@ -98,8 +98,8 @@ def count(
 ) -> tuple[Estimate, dict[str, Peak]]:
     """The estimate, and the peak of each phase by name; with trace it says where that is, what is alive, and what came and went."""
     with meta_autocast(device_type), LiveBytes(trace=trace) as live:
-        replay = _full_replay(config, num_actions)
-        learner = _WeightlessLearner(config, num_actions, precision)
+        replay = full_replay(config, num_actions)
+        learner = WeightlessLearner(config, num_actions, precision)
         player = Player(learner.inference, learner.agent, config.acting, config.num_envs)
         kept = {"replay": replay.nbytes, **learner.kept()}
         rest, peaks = live.now, {}
@@ -130,7 +130,7 @@ def acting(player: Player) -> None:
     player.act(obs, flags, flags)
 
 
-def _full_replay(config: TrainConfig, num_actions: int) -> Replay:
+def full_replay(config: TrainConfig, num_actions: int) -> Replay:
     """A full store of the run's size; a demonstration counts as more rows."""
     settings = config.replay
     longest = max(config.world_model.batch_length, config.imagination.context)
@@ -141,7 +141,7 @@ def _full_replay(config: TrainConfig, num_actions: int) -> Replay:
     return replay
 
 
-class _WeightlessLearner(Learner):
+class WeightlessLearner(Learner):
     """A learner of meta tensors in mid-training. Clipping and fused Adam refuse them; both work in place, so their state is all that counts."""
 
     def __init__(self, config: TrainConfig, num_actions: int, precision: torch.dtype) -> None:

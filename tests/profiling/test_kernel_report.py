@@ -1,5 +1,6 @@
 """What the report refuses, and says so in one line; what it calls a fault. What it measures: tests/kernels/test_ahead_of_time.py."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -99,29 +100,12 @@ def test_a_cache_that_cannot_be_written_is_named(capsys, monkeypatch, tmp_path, 
     assert path in line and "TRITON_CACHE_DIR" in line
 
 
-@pytest.mark.parametrize("budget", [3, [], {"86": 3}, {"86": [1]}, {"86": [1, "2"]}, {"86": [1, 2], "90": None}, {"86": {"1": 2, "3": 4}}])
-def test_malformed_budgets_are_named(capsys, tmp_path, budget):
-    path = tmp_path / "budgets.json"
-    path.write_text(json.dumps({"triton": "3.7.1", "budgets": {"good": {"86": [1, 2]}, "storm/sample/bf16": budget}}))
-    assert f"for storm/sample/bf16 it has {json.dumps(budget)}; write it with" in refused(capsys, "--check", "--budgets", str(path))
-
-
-@pytest.mark.parametrize("content", [None, "", "{", "[]", '{"triton": "3.7.1"}', '{"triton": "3.7.1", "budgets": []}'])
-def test_unreadable_budgets_are_named_before_compiling(capsys, tmp_path, content):
-    path = tmp_path / "budgets.json"
-    if content is not None:
-        path.write_text(content)
-    line = refused(capsys, "--check", "--budgets", str(path))
-    assert f"{path} must hold the budgets, but " in line and "--write-budgets" in line
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--targets", "75"], "must be some of 80,86,89,90,120, got '75'"),
         (["--targets", ""], "got ''"),
         (["--presets", "storm,huge"], "must be some of storm,fast,cpu,tiny, got 'storm,huge'"),
-        (["--write-budgets", "--presets", "storm"], "leave out --presets"),
     ],
 )
 def test_bad_options_are_refused(capsys, arguments, message):
@@ -152,30 +136,29 @@ def test_the_limit_of_shared_memory_is_the_targets():
     assert [target for target in report.GPUS if report.faults(row(found, target=target))] == [86, 89, 120]
 
 
-def test_budgets(monkeypatch, tmp_path):
+@pytest.mark.parametrize(("checking", "code"), [(["--check"], 1), ([], 0)])
+def test_a_fault_is_a_line_and_an_exit_code_where_it_is_asked_for(capsys, monkeypatch, tmp_path, checking, code):
+    fault = "storm/sample/bf16 on sm_86: spills: 8 bytes of stack, 0 bytes stored there"
+    spilling = dataclasses.replace(GOOD, stack=8)
+    monkeypatch.setattr(report, "survey", lambda wanted, targets: [row(GOOD, target=90), row(spilling)])
+    monkeypatch.setattr(report, "text_table", lambda rows: f"{len(rows)} rows")
+    monkeypatch.setattr(report, "summary", lambda rows: "")
     monkeypatch.setattr(launch, "triton", SimpleNamespace(__version__="3.7.1"))
-    path = tmp_path / "budgets.json"
-    report.write_budgets(path, [row(GOOD), row(GOOD, target=90)])
-    budgets = report.read_budgets(path)
-    assert budgets["triton"] == "3.7.1"
-    assert budgets["budgets"] == {"storm/sample/bf16": {"86": [420, 40], "90": [420, 40]}}
-    within = Resources(40, 512, 0, 0, 420, 2, 2, 0)
-    beyond = Resources(41, 512, 0, 0, 421, 2, 2, 0)
-    assert report.breaches([row(within)], budgets) == []
-    assert report.breaches([row(beyond)], budgets) == [
-        "storm/sample/bf16 on sm_86: 421 instructions, over the budget of 420",
-        "storm/sample/bf16 on sm_86: 41 registers, over the budget of 40",
-    ]
-    assert report.breaches([row(GOOD, target=80)], budgets) == ["storm/sample/bf16 on sm_80: has no budget; give it one with --write-budgets"]
+    monkeypatch.setattr(report.Row, "record", lambda row: row.name)
+    path = tmp_path / "rows.json"
+    assert report.main([*checking, "--json", str(path)]) == code
+    assert capsys.readouterr().err.splitlines() == [fault] * code
+    saved = json.loads(path.read_text())
+    assert saved["rows"] == ["storm/sample/bf16 on sm_90", "storm/sample/bf16 on sm_86"]
+    assert saved["breaches"] == [fault]
 
 
-@pytest.mark.parametrize("option", [["--json"], ["--write-budgets", "--budgets"]])
-def test_a_file_that_cannot_be_written_is_named_before_compiling(capsys, tmp_path, option):
-    assert f"must be a file, but {tmp_path} is a directory or a device" in refused(capsys, *option, str(tmp_path))
-    assert "must be a file, but /dev/null is a directory or a device" in refused(capsys, *option, "/dev/null")
+def test_a_file_that_cannot_be_written_is_named_before_compiling(capsys, tmp_path):
+    assert f"must be a file, but {tmp_path} is a directory or a device" in refused(capsys, "--json", str(tmp_path))
+    assert "must be a file, but /dev/null is a directory or a device" in refused(capsys, "--json", "/dev/null")
     (tmp_path / "file").touch()
     for path in (tmp_path / "missing" / "rows.json", tmp_path / "file" / "rows.json", Path("/proc/rows.json")):
-        assert f"{path} must lie in a directory that can be written, but " in refused(capsys, *option, str(path))
+        assert f"{path} must lie in a directory that can be written, but " in refused(capsys, "--json", str(path))
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 

@@ -19,7 +19,7 @@ from stormfast.config import PRESETS, PROTOCOLS, TrainConfig, override, preset_c
 from stormfast.counting import FORMULAS, count
 from stormfast.full_step import FullStep
 from stormfast.learner import Learner
-from stormfast.memory import _full_replay, _WeightlessLearner
+from stormfast.memory import WeightlessLearner, full_replay
 from stormfast.replay import ROW_BYTES, Replay
 from stormfast.run import Run
 from stormfast.weightless import META, meta_autocast
@@ -47,7 +47,7 @@ def total(found: list[Part], *names: str, phase: str) -> int:
 
 def weightless_run(config: TrainConfig, num_actions: int) -> Run:
     """What FullStep needs of a run, on tensors without memory."""
-    replay, learner = _full_replay(config, num_actions), _WeightlessLearner(config, num_actions, torch.bfloat16)
+    replay, learner = full_replay(config, num_actions), WeightlessLearner(config, num_actions, torch.bfloat16)
     player = Player(learner.inference, learner.agent, config.acting, config.num_envs)
     collector, phases = SimpleNamespace(player=player), SimpleNamespace(generator=torch.default_generator)
     return cast(Run, SimpleNamespace(config=config, learner=learner, replay=replay, phases=phases, collector=collector))
@@ -195,7 +195,7 @@ def test_parameters_are_the_modules(name):
     config = CONFIGS[name]
     sizes = Sizes(config, 7, "float32")
     with META:
-        learner = _WeightlessLearner(config, 7, torch.float32)
+        learner = WeightlessLearner(config, 7, torch.float32)
     assert work_sizes.world_model_parameters(sizes) == sum(p.numel() for p in learner.world_model.parameters())
     assert work_sizes.agent_parameters(sizes) == sum(p.numel() for p in learner.agent.trained_parameters())
     assert work_sizes.mlp_parameters(sizes.critic_mlp) == sum(p.numel() for p in learner.agent.slow_critic.parameters())
