@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import gpus
-import matplotlib.image
 import pytest
 import roofline
 from gpus import Device
@@ -115,13 +114,14 @@ def test_a_run_stands_beside_its_floor(capsys, tmp_path):
 
 
 def test_the_picture_shows_every_part(tmp_path, monkeypatch):
+    image_module = pytest.importorskip("matplotlib.image")
     import roofline_picture
 
     seen = []
     monkeypatch.setattr(roofline_picture, "part_label", lambda phase, part: seen.append(part["name"]) or part["name"])
     path = tmp_path / "f.png"
     assert roofline.main(["--profile", str(PROFILE), "--device", "h200", "--picture", str(path)]) == 0
-    image = matplotlib.image.imread(io.BytesIO(path.read_bytes()))
+    image = image_module.imread(io.BytesIO(path.read_bytes()))
     assert image.shape[0] > 600 and image.shape[1] > 1500 and image.std() > 0.05
     assert len(seen) == 22 and "encode contexts" in seen
 
