@@ -12,7 +12,7 @@ machine that has other work. On a CPU, what a round's main thread waited for a c
 take --threads 1. A saved run is from another time: what changed on the machine since then is in the ratio, waiting included.
 
 How to read the answer: `ratio` is new over old, above 1 is slower, with an interval that covers the true one 99 times in 100
-(bench/ratios.py). `slower`: the whole interval lies beyond --limit, and the exit status is 1. `faster`: it lies below 1 / limit.
+(bench/comparing/ratios.py). `slower`: the whole interval lies beyond --limit, and the exit status is 1. `faster`: it lies below 1 / limit.
 `same`: it lies between. `unclear`: it is too wide for any of these; raise --rounds or --launches. The status is 1 too where a
 bench fails in this checkout, and where a count rose; 2 is bad input.
 """
@@ -38,12 +38,12 @@ if __name__ == "__main__":
 
 import torch  # noqa: E402
 
-from bench import ratios  # noqa: E402
-from bench.compared import Comparison, as_json, in_turn, show, with_saved  # noqa: E402
+from bench.comparing import ratios  # noqa: E402
+from bench.comparing.sides import Choice, Side, run_counts  # noqa: E402
+from bench.comparing.trees import SHORT, resolve, snapshot, worktree  # noqa: E402
+from bench.comparing.turns import TurnsError  # noqa: E402
+from bench.comparing.verdicts import Comparison, as_json, in_turn, show, with_saved  # noqa: E402
 from bench.devices import commit, device_name, slug  # noqa: E402
-from bench.timed import Choice, Side, run_counts  # noqa: E402
-from bench.trees import SHORT, resolve, snapshot, worktree  # noqa: E402
-from bench.turns import TurnsError  # noqa: E402
 from stormfast.device import resolve_device  # noqa: E402
 from stormfast.errors import UserError  # noqa: E402
 from stormfast.run_dir import write_whole  # noqa: E402

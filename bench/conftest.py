@@ -17,9 +17,9 @@ import pytest
 import torch
 
 from bench import table
+from bench.comparing.turns import Turns, join
 from bench.devices import ROOT, commit, describe, device_name, slug
 from bench.rounds import Timed, as_calls
-from bench.turns import Turns, join
 from bench.warm_step import WarmStep, warm_step
 from stormfast.device import resolve_device
 from stormfast.errors import UserError

@@ -23,12 +23,12 @@ ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":
     sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]  # the proof is of this checkout
 
-from bench import ratios  # noqa: E402
 from bench.compare import about, as_text, check, exit_status, scratch_directory, use_threads  # noqa: E402
-from bench.compared import Comparison, as_json, in_turn, show  # noqa: E402
+from bench.comparing import ratios  # noqa: E402
+from bench.comparing.sides import Choice, Side  # noqa: E402
+from bench.comparing.trees import snapshot  # noqa: E402
+from bench.comparing.verdicts import Comparison, as_json, in_turn, show  # noqa: E402
 from bench.devices import commit  # noqa: E402
-from bench.timed import Choice, Side  # noqa: E402
-from bench.trees import snapshot  # noqa: E402
 from stormfast.errors import UserError  # noqa: E402
 from stormfast.progress import tell  # noqa: E402
 from stormfast.run_dir import write_whole  # noqa: E402

@@ -24,7 +24,7 @@ import itertools
 
 import pytest
 
-from bench.turns import join
+from bench.comparing.turns import join
 
 
 def pytest_addoption(parser):
@@ -73,14 +73,14 @@ def git(root: Path, *arguments: str) -> str:
 
 def make_checkout(root: Path) -> Path:
     """A checkout with one commit. Its benches: encode, 4 ms; decode, 3 ms; both."""
-    for name in ("bench", "stormfast", "kernels/stormfast_kernels"):
+    for name in ("bench/comparing", "stormfast", "kernels/stormfast_kernels"):
         (root / name).mkdir(parents=True)
     for name in ("stormfast", "kernels/stormfast_kernels"):
         (root / name / "__init__.py").touch()
     write_work(root)
     (root / "bench" / "conftest.py").write_text(CONFTEST)
     (root / "bench" / "bench_work.py").write_text(BENCH)
-    shutil.copy(ROOT / "bench" / "turns.py", root / "bench")
+    shutil.copy(ROOT / "bench" / "comparing" / "turns.py", root / "bench" / "comparing")
     shutil.copy(ROOT / "pyproject.toml", root)
     git(root, "init", "--quiet")
     git(root, "add", "--all")

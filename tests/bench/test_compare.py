@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from bench import compare, compared, timed, trees
-from bench.compared import Compared, Comparison
+from bench import compare
+from bench.comparing import sides, trees, verdicts
+from bench.comparing.ratios import Ratio
+from bench.comparing.sides import Choice, Side, Timing, rounds_of
+from bench.comparing.turns import Session, Told, TurnsError
+from bench.comparing.verdicts import Compared, Comparison
 from bench.counts import Difference
-from bench.ratios import Ratio
-from bench.timed import Choice, Side, Timing, rounds_of
-from bench.turns import Session, Told, TurnsError
 from stormfast.errors import UserError
 from tests.bench.synthetic_checkout import git, make_checkout, write_work
 
@@ -72,14 +73,14 @@ def test_a_saved_run_and_what_it_lacks(checkout: Path, tmp_path: Path) -> None:
     saved = tmp_path / "2026-01-02-abc.json"
     saved.write_text(json.dumps({"benchmarks": benches, "machine_info": {"commit": "abc", "torch": "2.0"}, "datetime": "2026-01-02T03:04:05"}))
     new = Side("new", trees.snapshot(checkout, tmp_path / "new"), "def")
-    found = compared.with_saved(new, saved, Choice(rounds=20, device="cpu", patience=60), 1.5, tmp_path)
+    found = verdicts.with_saved(new, saved, Choice(rounds=20, device="cpu", patience=60), 1.5, tmp_path)
     assert found.verdict("bench/bench_work.py::test_one[decode]") == "slower"
     assert found.old == "2026-01-02-abc.json of 2026-01-02, commit abc"
     assert found.timing.failures == {"new": {}, "saved": {"bench/bench_work.py::test_both": "is not in the saved run"}}
-    assert found.notes[0] == compared.SAVED
+    assert found.notes[0] == verdicts.SAVED
     assert "torch was 2.0, is None" in found.notes
     assert "A copy moved 4.0 GB/s then and 2.0 GB/s now (x0.50)." in found.notes
-    shown = compared.show(found)
+    shown = verdicts.show(found)
     assert "note: A saved run is from another time" in shown and "not compared: saved: bench/bench_work.py::test_both" in shown
 
 
@@ -89,8 +90,9 @@ def test_nothing_is_left_when_it_is_told_to_stop(checkout: Path, tmp_path: Path)
     with open(checkout / "bench" / "bench_work.py", "a") as file:
         file.write(sleeping.format(str(tmp_path / "pid")))
     code = (
-        f"import sys; sys.path[:0] = {[str(ROOT), str(ROOT / 'kernels')]!r}; from pathlib import Path; from bench import compare, timed; "
-        f"compared = lambda: compare.compare_with_ref(Path({str(checkout)!r}), 'HEAD', timed.Choice(keyword='first'), 1.1); "
+        f"import sys; sys.path[:0] = {[str(ROOT), str(ROOT / 'kernels')]!r}; from pathlib import Path; "
+        "from bench import compare; from bench.comparing import sides; "
+        f"compared = lambda: compare.compare_with_ref(Path({str(checkout)!r}), 'HEAD', sides.Choice(keyword='first'), 1.1); "
         "compare.exit_status('compare', compared)"
     )
     scratch = tmp_path / "scratch"
@@ -118,10 +120,10 @@ def test_the_old_side_is_measured_by_the_benches_of_the_new(checkout: Path, tmp_
     (checkout / "bench" / "bench_work.py").unlink()
     write_work(checkout, encode=0.5)
     copy = trees.snapshot(checkout, tmp_path / "copy")
-    assert sorted(path.name for path in (copy / "bench").iterdir()) == ["bench_new.py", "conftest.py", "turns.py"]
+    assert sorted(path.name for path in (copy / "bench").iterdir()) == ["bench_new.py", "comparing", "conftest.py"]
     assert not (copy / ".git").exists()
     with trees.worktree(checkout, trees.resolve(checkout, "HEAD"), tmp_path / "old", copy) as tree:
-        assert sorted(path.name for path in (tree / "bench").iterdir()) == ["bench_new.py", "conftest.py", "turns.py"]
+        assert sorted(path.name for path in (tree / "bench").iterdir()) == ["bench_new.py", "comparing", "conftest.py"]
         assert "spin(0.004)" in (tree / "stormfast" / "work.py").read_text()
         path = trees.environment(tree, "0123456789abcdef")["PYTHONPATH"].split(os.pathsep)
         assert path[:2] == [str(tree), str(tree / "kernels")]
@@ -156,17 +158,17 @@ def test_only_rounds_that_ran_in_pairs_are_compared() -> None:
         "new": {"ok": [1, 1], "alone": [1, 1], "odd": [1, 1], "free": [1], "gone": [1]},
     }
     timing = Timing(failures={"old": {}, "new": {}})
-    timed.drop_unmatched(rounds, session, timing)
+    sides.drop_unmatched(rounds, session, timing)
     assert rounds == {"old": {"ok": [1, 1]}, "new": {"ok": [1, 1]}}
-    assert timing.failures["new"] == {"alone": timed.NO_TURNS, "free": timed.NO_TURNS, "odd": "ran 1 and 2 rounds"}
+    assert timing.failures["new"] == {"alone": sides.NO_TURNS, "free": sides.NO_TURNS, "odd": "ran 1 and 2 rounds"}
     assert timing.failures["old"] == timing.failures["new"] | {"gone": "was skipped here, and ran on the other side"}
 
 
 def test_a_side_that_timed_other_code_is_refused(tmp_path: Path) -> None:
     side = Side("old", tmp_path, "abc")
-    timed.check_packages(side, Told(packages={"stormfast": str(tmp_path / "stormfast"), "stormfast_kernels": ""}))
+    sides.check_packages(side, Told(packages={"stormfast": str(tmp_path / "stormfast"), "stormfast_kernels": ""}))
     with pytest.raises(TurnsError, match=r"^old: timed stormfast of /elsewhere/stormfast instead of its own"):
-        timed.check_packages(side, Told(packages={"stormfast": "/elsewhere/stormfast"}))
+        sides.check_packages(side, Told(packages={"stormfast": "/elsewhere/stormfast"}))
 
 
 @pytest.mark.parametrize(
@@ -181,9 +183,9 @@ def test_a_side_that_timed_other_code_is_refused(tmp_path: Path) -> None:
 def test_what_pytest_refuses_is_one_line(tmp_path: Path, status: int, log: str, error: type[Exception], message: str) -> None:
     (tmp_path / "log").write_text(log)
     with pytest.raises(error, match=message) as caught:
-        timed.check_status(Side("old", tmp_path, "abc"), status, tmp_path / "log")
+        sides.check_status(Side("old", tmp_path, "abc"), status, tmp_path / "log")
     assert "\n" not in str(caught.value)
-    timed.check_status(Side("old", tmp_path, "abc"), 1, tmp_path / "log")  # a bench failed: told by itself
+    sides.check_status(Side("old", tmp_path, "abc"), 1, tmp_path / "log")  # a bench failed: told by itself
 
 
 def test_the_last_saved_run_is_the_newest(tmp_path: Path) -> None:
@@ -201,7 +203,7 @@ def test_the_last_saved_run_is_the_newest(tmp_path: Path) -> None:
 def test_a_file_that_is_no_saved_run(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text(json.dumps({"benchmarks": [{"fullname": "a", "extra_info": {}, "stats": {}}]}))
     with pytest.raises(UserError, match="it lacks 'data'"):
-        compared.with_saved(Side("new", tmp_path, ""), tmp_path / "x.json", QUICK, 1.1, tmp_path)
+        verdicts.with_saved(Side("new", tmp_path, ""), tmp_path / "x.json", QUICK, 1.1, tmp_path)
 
 
 def write_counts(path: Path, torch: str, **counts: int) -> Path:
@@ -217,7 +219,7 @@ def test_counts_that_rose_are_worse(tmp_path: Path) -> None:
     compare.take_counts(comparison, (old, ["old: compiled are left out"]), (new, []))
     assert comparison.counts == [Difference("storm.world_model.launches", 3, 4, True), Difference("fast.world_model.launches", 4, 2, False)]
     assert comparison.worse == ["storm.world_model.launches"] and not comparison.empty
-    shown = compared.show(comparison).splitlines()
+    shown = verdicts.show(comparison).splitlines()
     assert shown[1:] == [
         "note: old: compiled are left out",
         "count: storm.world_model.launches: 3 -> 4 (x1.33)  WORSE",
@@ -232,10 +234,10 @@ def test_counts_are_taken_in_the_tree_of_the_side(tmp_path: Path) -> None:
     script.write_text("import os, sys\nprint('kernels are left out: x', file=sys.stderr)\nprint('nothing', file=sys.stderr)\n")
     side = Side("old", tmp_path / "tree", "abc")
     with pytest.raises(UserError, match=r"^old: bench/counts.py cannot count there: nothing; --no-counts leaves counts out$"):
-        timed.run_counts(side, tmp_path)
+        sides.run_counts(side, tmp_path)
     with open(script, "a") as file:
         file.write("open(sys.argv[2], 'w').write(os.getcwd() + ' ' + os.environ['STORMFAST_COMMIT'])\n")
-    result, said = timed.run_counts(side, tmp_path)
+    result, said = sides.run_counts(side, tmp_path)
     assert result.read_text() == f"{tmp_path / 'tree'} abc"
     assert said == ["old: kernels are left out: x"]
 
@@ -245,20 +247,20 @@ def test_the_table() -> None:
     ratio = {name: Ratio(*interval, 0.99, interval[:1]) for name, interval in intervals.items()}
     benches = {f"bench/bench_x.py::test_{name}": Compared(each, 0.01, 0.01 * each.value) for name, each in ratio.items()}
     comparison = Comparison("in turn", 1.1, QUICK, Timing(failures={"old": {}, "new": {}}), benches, old="main, commit abc")
-    lines = compared.show(comparison).splitlines()
+    lines = verdicts.show(comparison).splitlines()
     assert lines[0] == "this checkout against main, commit abc: 16 rounds x 1 launches in turn, intervals of 99%, limit 1.1"
     assert lines[2].split() == ["|", "bench", "|", "old", "|", "new", "|", "new", "/", "old", "|", "interval", "|", "verdict", "|"]
     assert [cell.strip() for cell in lines[4].split("|")[1:-1]] == ["bench_x.py::test_slower", "10 ms", "12 ms", "1.200", "1.150 - 1.250", "SLOWER"]
     assert len({len(line) for line in lines[2:7]}) == 1
     assert lines[-1] == "3 benches: 1 slower, 0 faster, 1 same, 1 unclear; more --rounds or --launches tell what is unclear"
-    told = compared.as_json(comparison)
+    told = verdicts.as_json(comparison)
     assert json.loads(json.dumps(told, allow_nan=False))["benches"][0]["verdict"] == "slower"
     assert told["worse"] == ["bench/bench_x.py::test_slower"]
 
 
 @pytest.mark.parametrize(("value", "shown"), [(2.5, "2.5 s"), (1234.5, "1234 s"), (0.0123, "12.3 ms"), (4.56e-5, "45.6 us"), (3e-9, "3 ns")])
 def test_seconds_have_a_unit(value: float, shown: str) -> None:
-    assert compared.seconds(value) == shown
+    assert verdicts.seconds(value) == shown
 
 
 @pytest.mark.parametrize(

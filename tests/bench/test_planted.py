@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from bench import compared, planted
-from bench.compared import Compared, Comparison
+from bench import planted
+from bench.comparing import verdicts
+from bench.comparing.ratios import Ratio
+from bench.comparing.sides import Choice, Timing
+from bench.comparing.verdicts import Compared, Comparison
 from bench.planted import Plant, Trial
-from bench.ratios import Ratio
-from bench.timed import Choice, Timing
 from tests.bench.synthetic_checkout import make_checkout
 
 ROOT = Path(__file__).parents[2]
@@ -71,7 +72,7 @@ def test_held_means_flagged_where_it_is_and_nowhere_else() -> None:
     assert rows[2] == "| planted 20% | 3 | test_world_model 1.200 (1.190 - 1.210) | 1.000 - 1.000 | 0 | yes |"
     assert rows[3] == "| planted 20% | 2 | none | 1.000 - 1.100 | 1 | NO |"
     record = planted.record([held, missed], Plant())
-    assert record["held"] is False and record["comparisons"][0]["benches"][0] == compared.as_json(held.comparison)["benches"][0]
+    assert record["held"] is False and record["comparisons"][0]["benches"][0] == verdicts.as_json(held.comparison)["benches"][0]
 
 
 @pytest.mark.slow

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.ratios import CONFIDENCE, Ratio, Verdict, paired_ratio, unpaired_ratio
-from bench.timed import Choice, Rounds, Side, Timing, copies_of, rounds_of, time_alone, time_in_turn
+from bench.comparing.ratios import CONFIDENCE, Ratio, Verdict, paired_ratio, unpaired_ratio
+from bench.comparing.sides import Choice, Rounds, Side, Timing, copies_of, rounds_of, time_alone, time_in_turn
 from stormfast.errors import UserError
 
 SAVED = "A saved run is from another time: what changed on the machine since is in the ratios. Only --against REF, in turn, is free of that."

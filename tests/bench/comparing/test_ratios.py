@@ -7,8 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from bench import ratios
-from bench.ratios import Noise, Ratio, flagged, median_interval, median_ranks, paired_ratio, signed_ranks, simulate_launch, unpaired_ratio
+from bench.comparing import ratios
+from bench.comparing.ratios import Noise, Ratio, flagged, median_interval, median_ranks, paired_ratio, signed_ranks, simulate_launch, unpaired_ratio
 
 QUIET = Noise(spread=0.05, drift=0, outliers=0, neighbour=0, after_other=0, process=0, unlucky=0)
 

@@ -1,7 +1,7 @@
 """How many rounds does a comparison need, so that a slowdown of 20 % is seen and none is seen where there is none?
 
-    python bench/ratios.py                          # simulates comparisons on a shared machine: half a minute, and a table
-    python bench/ratios.py --rounds 20 --launches 2 --limit 1.1
+    python bench/comparing/ratios.py                          # simulates comparisons on a shared machine: half a minute, and a table
+    python bench/comparing/ratios.py --rounds 20 --launches 2 --limit 1.1
 
 A ratio is new over old: above 1 is slower. No interval here assumes how times are distributed.
 
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 if __name__ == "__main__":
     sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from bench.trees import environment
-from bench.turns import PACKAGES, Session, Told, TurnsError, Worker, alternate
+from bench.comparing.trees import environment
+from bench.comparing.turns import PACKAGES, Session, Told, TurnsError, Worker, alternate
 from stormfast.errors import UserError
 from stormfast.progress import tell
 
@@ -33,7 +33,7 @@ class Choice:
 
     def command(self, result: Path) -> list[str]:
         options = ["--device", self.device, *(["--rounds", str(self.rounds)] if self.rounds else []), *(["-k", self.keyword] if self.keyword else [])]
-        quiet = ["-q", "--continue-on-collection-errors", "-p", "no:cacheprovider", "-p", "bench.turns"]
+        quiet = ["-q", "--continue-on-collection-errors", "-p", "no:cacheprovider", "-p", "bench.comparing.turns"]
         return [sys.executable, "-m", "pytest", *quiet, f"--benchmark-json={result}", *options, *self.paths]
 
 

@@ -11,14 +11,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from bench import turns
-from bench.turns import Session, TurnsError, Worker, alternate
+from bench.comparing import turns
+from bench.comparing.turns import Session, TurnsError, Worker, alternate
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 START = """
 import os, sys, time
 sys.path.insert(0, {root!r})
-from bench.turns import join
+from bench.comparing.turns import join
 
 name, log = {name!r}, open({log!r}, "a", buffering=1)
 turns = join()

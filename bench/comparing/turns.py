@@ -1,7 +1,7 @@
 """Two checkouts timed in turn: a pytest process each, of which one runs at any time; before each round it waits for its turn.
 
 Whatever else the machine does, it then does to both. The worker's end is `join`, which bench/conftest.py calls, and the hooks below
-it: this module is also a pytest plugin (`-p bench.turns`). The coordinator's end is `alternate`, which bench/compare.py calls. In
+it: this module is also a pytest plugin (`-p bench.comparing.turns`). The coordinator's end is `alternate`, which bench/compare.py calls. In
 between are two pipes a worker: JSON lines to the coordinator, one byte back for each turn.
 
     old  import, build, wait .   round 1 .                   round 2, round 3 .
