@@ -1,8 +1,8 @@
 """Which library collects experience fastest? Steps of the same games with the same preprocessing, every library in turn.
 
-    python bench/collection.py --json bench/results/DEVICE/collection-atari.json
-    python bench/collection.py --games Catch --num-envs 4 --seconds 0.5 --rounds 3
-    python bench/collection.py --table bench/results/DEVICE/collection-atari.json      # print a result again
+    python bench/peers/collection.py --json bench/results/DEVICE/collection-atari.json
+    python bench/peers/collection.py --games Catch --num-envs 4 --seconds 0.5 --rounds 3
+    python bench/peers/collection.py --table bench/results/DEVICE/collection-atari.json      # print a result again
 
 64x64 RGB frames, frame skip 4, the last two frames max-pooled, 1..30 no-ops, no sticky actions, minimal action set, unclipped
 rewards: stormfast's EnvConfig(). Before a library is timed, its frames and rewards are compared with the bare emulator's. A step is
@@ -24,12 +24,12 @@ from typing import Any
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]  # so that it runs as a script, on this checkout
 
-from bench.collection_backends import OURS, backends_of  # noqa: E402
-from bench.collection_workers import CONFIG, Row, measure  # noqa: E402
 from bench.devices import describe  # noqa: E402
+from bench.peers.collection_backends import OURS, backends_of  # noqa: E402
+from bench.peers.collection_workers import CONFIG, Row, measure  # noqa: E402
 from stormfast.config import validate_env  # noqa: E402
 from stormfast.envs import resolve_backend  # noqa: E402
 from stormfast.errors import UserError  # noqa: E402
@@ -138,7 +138,7 @@ def run(known: argparse.Namespace) -> dict[str, Any]:
     given = {"games": known.games, "num-envs": known.num_envs, "seconds": [f"{known.seconds:g}"], "rounds": [known.rounds]}
     given |= {"backends": known.backends} if known.backends else {}
     result: dict[str, Any] = {
-        "command": " ".join(["python bench/collection.py", *(f"--{name} {','.join(map(str, values))}" for name, values in given.items())]),
+        "command": " ".join(["python bench/peers/collection.py", *(f"--{name} {','.join(map(str, values))}" for name, values in given.items())]),
         "date": time.strftime("%Y-%m-%d"),
         "machine": describe(torch.device("cpu")),
         "cores": len(os.sched_getaffinity(0)),

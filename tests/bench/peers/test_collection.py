@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench import collection, collection_backends, collection_workers
-from bench.collection_backends import BACKENDS, AdaptedVectorEnv, backends_of, check
-from bench.collection_workers import CONFIG, Stepper, measure
+from bench.peers import collection, collection_backends, collection_workers
+from bench.peers.collection_backends import BACKENDS, AdaptedVectorEnv, backends_of, check
+from bench.peers.collection_workers import CONFIG, Stepper, measure
 from stormfast.batch import EnvStep
 from stormfast.envs import make_env
 from stormfast.envs.vector import VectorEnv
 
-ROOT = Path(collection.__file__).resolve().parents[1]
+ROOT = Path(collection.__file__).resolve().parents[2]
 
 # --- honest frames -----------------------------------------------------------------------------------------------
 
@@ -150,7 +150,7 @@ def test_a_call_that_resets_is_no_step() -> None:
 def test_processor_time_counts_threads_and_children() -> None:
     code = "import time\nwhile time.process_time() < 0.3: pass"
     script = (
-        "import os, subprocess, sys; os.setsid(); from bench.collection_workers import cpu_seconds; before = cpu_seconds();"
+        "import os, subprocess, sys; os.setsid(); from bench.peers.collection_workers import cpu_seconds; before = cpu_seconds();"
         f"child = subprocess.Popen([sys.executable, '-c', {code + chr(10) + 'print(flush=True); time.sleep(60)'!r}], stdout=subprocess.PIPE);"
         "child.stdout.readline(); print(cpu_seconds() - before); child.kill()"
     )
@@ -259,7 +259,7 @@ def test_a_verdict_where_nothing_was_timed() -> None:
 def script(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     environment.pop("PYTHONPATH", None)
-    command = [sys.executable, "bench/collection.py", *arguments]
+    command = [sys.executable, "bench/peers/collection.py", *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
 
 
@@ -280,10 +280,10 @@ def test_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         assert 10 < measured[way]["median"] < 1e6
     assert str(ROOT) not in path.read_text()
     assert str(tmp_path) not in path.read_text()
-    assert result["command"].startswith("python bench/collection.py --games Breakout --num-envs 2 --seconds 0.05 --rounds 2")
+    assert result["command"].startswith("python bench/peers/collection.py --games Breakout --num-envs 2 --seconds 0.05 --rounds 2")
     assert "| Breakout | 2 | AtariVectorEnv | " in done.stdout
     assert "Breakout x 2: auto takes envpool; the fastest is AtariVectorEnv" in done.stdout
-    monkeypatch.setattr(sys, "argv", ["bench/collection.py", "--table", str(path)])
+    monkeypatch.setattr(sys, "argv", ["bench/peers/collection.py", "--table", str(path)])
     assert collection.main() == 0
     assert capsys.readouterr().out == done.stdout
 
@@ -312,7 +312,7 @@ def test_every_library_from_the_command_line(tmp_path: Path) -> None:
     ],
 )
 def test_bad_arguments_are_one_line(arguments: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys, "argv", ["bench/collection.py", *arguments.split()])
+    monkeypatch.setattr(sys, "argv", ["bench/peers/collection.py", *arguments.split()])
     assert collection.main() == 2
     error = capsys.readouterr().err
     assert message in error

@@ -1,4 +1,4 @@
-"""How bench/collection.py times libraries: each in a process of its own, so that one that crashes or hangs becomes one line.
+"""How bench/peers/collection.py times libraries: each in a process of its own, so that one that crashes or hangs becomes one line.
 
 N environments
 
@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.collection_backends import BACKENDS, check
+from bench.peers.collection_backends import BACKENDS, check
 from stormfast.config import EnvConfig
 
 CONFIG = EnvConfig()

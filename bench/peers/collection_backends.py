@@ -1,4 +1,4 @@
-"""What bench/collection.py compares: each way to step a game, behind stormfast's VectorEnv, and the check that all show the same game.
+"""What bench/peers/collection.py compares: each way to step a game, behind stormfast's VectorEnv, and the check that all show the same game.
 
 N environments   A actions
 
