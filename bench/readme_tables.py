@@ -18,7 +18,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]  # as a script, of this checkout
 
-from bench.table import PHASES, grid, phase_cells  # noqa: E402
+from bench.grid import grid  # noqa: E402
+from bench.table import PHASES, phase_cells  # noqa: E402
 from stormfast.errors import UserError  # noqa: E402
 from stormfast.profile_report import number  # noqa: E402
 from stormfast.run_dir import write_whole  # noqa: E402
@@ -147,6 +148,24 @@ def benches() -> str:
     return cited(header, rows, sources)
 
 
+def peers() -> str:
+    """What others take for the same work: bench/peers/kernels.py and world_model.py."""
+    header = ["work", "by", "ms", "over ours (99 % interval)", "GFLOP", "launches", "device", "commit"]
+    rows, sources = [], []
+    for path in results("peers-*"):
+        found = read(path)
+        origin = source(path, found["machine"]["device"], commit_of(found["machine"]), found["command"])
+        sources.append(origin)
+        for row in found["rows"]:
+            over = row.get("over_ours")
+            ratio = f"{over['value']:.2f} ({over['low']:.2f} to {over['high']:.2f})" if over else "1"
+            work = f"{row['kernel']} {row['shape']} {row['dtype']}" if "kernel" in row else f"{row['part']}, {row['preset']} {row['precision']}"
+            counted = [number(row["flops"] / 1e9), f"{row['launches']:,}"] if "flops" in row else ["-", "-"]
+            by = row.get("writer") or row["library"]
+            rows.append([work, by, number(row["seconds"] * 1e3), ratio, *counted, origin.device, origin.commit])
+    return cited(header, rows, sources)
+
+
 def suites() -> Iterator[tuple[Path, dict[str, Any]]]:
     return ((path, read(path)) for path in results("suite-*"))
 
@@ -156,7 +175,7 @@ def commit_of(machine: dict[str, Any]) -> str:
     return f"{machine['commit']}{'-dirty' if machine['dirty'] else ''}"
 
 
-BLOCKS: dict[str, Callable[[], str]] = {"learning": learning, "steps": steps, "launches": launches, "benches": benches}
+BLOCKS: dict[str, Callable[[], str]] = {"learning": learning, "steps": steps, "launches": launches, "benches": benches, "peers": peers}
 
 
 # --- the READMEs -------------------------------------------------------------------------------------------------

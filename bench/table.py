@@ -14,6 +14,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]  # as a script, of this checkout
 
+from bench.grid import grid  # noqa: E402
 from bench.kernels import table as kernels  # noqa: E402
 
 Record = dict[str, Any]  # the extra_info of one benchmark
@@ -30,10 +31,6 @@ def markdown(records: list[Record]) -> str:
     tables = [grid(header, rows) for header, rows in parts if rows]
     of_kernels = [record for record in records if "kernel" in record]
     return "\n\n".join(tables + ([kernels.markdown(of_kernels)] if of_kernels else []))
-
-
-def grid(header: list[str], rows: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *rows])
 
 
 def phase_cells(record: Record) -> list[str]:

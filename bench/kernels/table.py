@@ -1,15 +1,11 @@
-"""Prints results of the kernel benchmarks as a markdown table.
-
-    python bench/kernels/table.py bench/results/nvidia-h200/kernels-*.json
+"""Results of the kernel benchmarks as a Markdown table: providers side by side, and whether targets are met.
 
 Times are medians of one call, with the interquartile range in brackets. A target is evaluated on CUDA devices alone.
 """
 
-import argparse
-import json
-import sys
-from pathlib import Path
 from typing import Any
+
+from bench.grid import grid
 
 PROVIDERS = ("triton", "eager", "compile")
 Record = dict[str, Any]  # the extra_info of one benchmark
@@ -66,34 +62,5 @@ def cells(row: Row) -> list[str]:
 def markdown(records: list[Record]) -> str:
     """The table, and below it what is to be known about how some of it was timed."""
     evaluate(records)
-    lines = [HEADER, ["---"] * len(HEADER), *map(cells, rows(records))]
     notes = {f"{r['kernel']} {r['shape']} {r['dtype']} {r['provider']}: timed by {r['timing']}" for r in records if ":" in r["timing"]}
-    return "\n".join(["| " + " | ".join(line) + " |" for line in lines] + sorted(notes))
-
-
-def heading(result: dict[str, Any]) -> str:
-    """Machine, versions and commit of a result, in one line."""
-    machine, info = result["machine_info"], result["benchmarks"][0]["extra_info"]
-    dirty = {True: " (dirty)", None: " (tree unknown)", False: ""}[machine["dirty"]]
-    driver = f", driver {machine['driver']}" if machine.get("driver") else ""
-    versions = f"torch {machine['torch']}, triton {machine['triton']}{driver}, {machine['threads']} threads"
-    return f"{machine['device']}, {versions}, commit {machine['commit']}{dirty}; copies {info['copy_bytes_per_second'] / 1e9:.0f} GB/s (read + write)"
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="+", type=Path, help="what `pytest bench/kernels --benchmark-json=FILE` wrote")
-    for path in parser.parse_args().files:
-        try:
-            result = json.loads(path.read_text())
-            text = f"{heading(result)}\n\n{markdown([benchmark['extra_info'] for benchmark in result['benchmarks']])}\n"
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:  # JSON of any other shape
-            expected = "expected a file of `pytest bench/kernels --benchmark-json=FILE`"
-            print(f"{expected}, got {path}: {type(error).__name__}: {error}", file=sys.stderr)
-            return 2
-        print(text)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return "\n".join([grid(HEADER, list(map(cells, rows(records)))), *sorted(notes)])

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bench.table import grid
+from bench.grid import grid
 from bench.table import markdown as benches
 
 GB = 1e9

@@ -234,7 +234,6 @@ RECORDS = [
     record("attention", "triton", 12, 0.504, SPEEDUP),
     record("log_probs", "eager", 1, 0.9),
 ]
-MACHINE = {"device": "NVIDIA H200", "torch": "2.11", "triton": "3.6", "threads": 16, "commit": "abc", "dirty": False, "driver": "580"}
 
 
 def test_table() -> None:
@@ -263,33 +262,6 @@ def test_table_says_what_was_not_timed_in_a_graph() -> None:
     records = copy.deepcopy(RECORDS[:1])
     records[0]["timing"] = "calls: capture failed"
     assert table.markdown(records).splitlines()[-1] == "sample [2, 3] float32 eager: timed by calls: capture failed"
-
-
-def test_table_as_a_script(tmp_path: Path) -> None:
-    good, bad = tmp_path / "good.json", tmp_path / "bad.json"
-    good.write_text(json.dumps({"machine_info": MACHINE, "benchmarks": [{"extra_info": r} for r in RECORDS]}))
-    bad.write_text(json.dumps({"benchmarks": []}))
-    done = run(sys.executable, "bench/kernels/table.py", str(good))
-    assert done.returncode == 0
-    heading = "NVIDIA H200, torch 2.11, triton 3.6, driver 580, 16 threads, commit abc; copies 4300 GB/s (read + write)"
-    assert done.stdout.startswith(heading + "\n\n| kernel |")
-    done = run(sys.executable, "bench/kernels/table.py", str(bad))
-    assert done.returncode == 2
-    assert len(done.stderr.splitlines()) == 1
-    assert str(bad) in done.stderr
-
-
-@pytest.mark.parametrize(
-    "content",
-    ["", "[]", "3", "null", '{"machine_info": 1, "benchmarks": [3]}', '{"machine_info": {"dirty": []}, "benchmarks": [{"extra_info": {}}]}'],
-)
-def test_what_is_no_result_is_one_line(content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "wrong.json"
-    path.write_text(content)
-    monkeypatch.setattr(sys, "argv", ["table.py", str(path)])
-    assert table.main() == 2
-    out, err = capsys.readouterr()
-    assert out == "" and len(err.splitlines()) == 1 and f"got {path}: " in err
 
 
 # --- as a user runs it -------------------------------------------------------------------------------------------
@@ -321,7 +293,7 @@ def test_one_bench_from_the_command_line(tmp_path: Path) -> None:
         assert one["triton_launches_per_call"] == 0
         assert "target" not in one
     assert info["unimix_log_probs"]["bytes"] == 4 * 16 * 16 * 16 * 8
-    assert run(sys.executable, "bench/kernels/table.py", str(path)).stdout.count("cached_attention_step") == 2
+    assert run(sys.executable, "bench/table.py", str(path)).stdout.count("cached_attention_step") == 2
 
 
 @pytest.mark.slow
