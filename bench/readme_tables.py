@@ -129,8 +129,10 @@ def launches() -> str:
     header = ["phase", *(f"{quantity}, {name}" for name in presets for quantity in ("launches", "host reads", "GFLOP"))]
     rows = []
     for phase in counts[presets[0]]:
-        cells = (counts[name][phase] for name in presets)
-        rows.append([phase, *(text for each in cells for text in (f"{each['launches']:,}", str(each["host_reads"]), number(each["flops"] / 1e9)))])
+        row = [phase]
+        for asked in (counts[name][phase] for name in presets):
+            row += [f"{asked['launches']:,}", str(asked["host_reads"]), number(asked["flops"] / 1e9) if asked["flops"] else "-"]
+        rows.append(row)
     return cited(header, rows, [HELD])
 
 
