@@ -36,8 +36,9 @@ test-slow: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python -m pytest bench --save $(ARGS)
 
+bench-compare: export REF := $(REF)
 bench-compare: $(INSTALLED)
-	$(BIN)/python bench/compare.py $(if $(REF),--against "$(REF)") $(ARGS)
+	$(BIN)/python bench/compare.py $(if $(REF),--against "$$REF") $(ARGS)
 
 results: $(INSTALLED)
 	$(BIN)/python bench/readme_tables.py $(ARGS)

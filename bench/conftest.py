@@ -5,6 +5,7 @@
     python -m pytest bench/bench_act.py bench/bench_step.py --preset storm --compile off
 """
 
+import itertools
 import os
 import sys
 import tempfile
@@ -51,26 +52,37 @@ def pytest_configure(config: pytest.Config) -> None:
     config.option.benchmark_quiet = True  # its table shows rounds of many calls; ours shows calls
     config.stash[RECORDS] = []
     try:
-        config.stash[DEVICE] = device = resolve_device(config.getoption("--device"))
+        config.stash[DEVICE] = resolve_device(config.getoption("--device"))
         config.stash[TURNS] = join()
+        if config.getoption("--save"):
+            choose_file(config)
     except UserError as error:
         raise pytest.UsageError(str(error)) from None
     if (rounds := config.getoption("--rounds")) is not None and rounds < 1:
         raise pytest.UsageError(f"--rounds must be at least 1, got {rounds}")
-    if config.getoption("--save"):
-        if config.getoption("benchmark_json"):
-            raise pytest.UsageError("--save chooses the file itself; give it or --benchmark-json, not both")
-        config.option.benchmark_json = result_path(device)
-        config.option.benchmark_json.parent.mkdir(parents=True, exist_ok=True)
     config.stash[SAVE_AS] = path = config.getoption("benchmark_json")
     if path:
         check_writable(path)
         config.option.benchmark_json = path.with_name(path.name + ".partial")  # renamed when it is whole
 
 
+def choose_file(config: pytest.Config) -> None:
+    """Raises: UserError."""
+    if config.getoption("benchmark_json"):
+        raise UserError("--save chooses the file itself; give it or --benchmark-json, not both")
+    config.option.benchmark_json = path = result_path(config.stash[DEVICE])
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--save must be able to make {path.parent}: {error.strerror}") from None
+
+
 def result_path(device: torch.device) -> Path:
+    """Of a file that is not there yet: an earlier run stays. Raises: UserError where the commit cannot be told."""
     head, dirty = commit()
-    return ROOT / "bench" / "results" / slug(device_name(device)) / f"{time.strftime('%Y-%m-%d')}-{head}{'-dirty' if dirty else ''}.json"
+    stem = ROOT / "bench" / "results" / slug(device_name(device)) / f"{time.strftime('%Y-%m-%d')}-{head}{'-dirty' if dirty else ''}"
+    names = (stem.with_name(f"{stem.name}{suffix}.json") for suffix in itertools.chain([""], (f"-{n}" for n in itertools.count(2))))
+    return next(path for path in names if not path.exists())
 
 
 def check_writable(path: Path) -> None:
@@ -84,9 +96,14 @@ def check_writable(path: Path) -> None:
         raise pytest.UsageError(f"--benchmark-json must lie in a directory that can be written, got {path}: {error.strerror}") from None
 
 
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    partial = session.config.option.benchmark_json  # written by now
-    if partial and partial.exists():
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Keeps what pytest-benchmark has written by now; with --save not of a run that was interrupted, which no later one is to be compared with."""
+    partial = session.config.option.benchmark_json
+    if not partial or not partial.exists():
+        return
+    if exitstatus == pytest.ExitCode.INTERRUPTED and session.config.getoption("--save"):
+        partial.unlink()
+    else:
         os.replace(partial, session.config.stash[SAVE_AS])
 
 

@@ -16,9 +16,13 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT)]  # as a script, of this checkout
+
+from stormfast.errors import UserError  # noqa: E402
+from stormfast.provenance import commit  # noqa: E402
+
 COPY_BYTES = {"cuda": 1 << 30, "cpu": 1 << 28}  # of one buffer: beyond every cache
 CLOCKS = ("clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem")  # MHz
-GIT_VARIABLE = "STORMFAST_COMMIT"  # says the commit where the tree came without its history
 
 
 def device_name(device: torch.device) -> str:
@@ -33,13 +37,6 @@ def device_name(device: torch.device) -> str:
 def slug(name: str) -> str:
     """A device's name as a folder's: lower case, words joined by dashes."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-
-
-def commit() -> tuple[str, bool | None]:
-    """The commit checked out, and whether files other than the results differ from it; ("unknown", None) where nothing says."""
-    if not shutil.which("git") or not (head := _output("git", "rev-parse", "--short=12", "HEAD")):
-        return os.environ.get(GIT_VARIABLE, "unknown"), None
-    return head, bool(_output("git", "status", "--porcelain", "--", ":/", ":(top,exclude)bench/results"))
 
 
 def _output(*command: str) -> str:
@@ -103,18 +100,16 @@ def _seconds_of_copies(source: torch.Tensor, target: torch.Tensor, copies: int) 
 
 
 def main() -> int:
-    sys.path[:0] = [str(ROOT)]  # as a script, of this checkout
     from stormfast.device import resolve_device
-    from stormfast.errors import UserError
 
     try:
         if len(sys.argv) != 2:
             raise UserError(f"expected one device: python bench/devices.py cpu|cuda|cuda:N, got {len(sys.argv) - 1} arguments")
         device = resolve_device(sys.argv[1])
+        head, dirty = commit()
     except UserError as error:
         print(f"devices: {error}", file=sys.stderr)
         return 2
-    head, dirty = commit()
     print(slug(device_name(device)), head + ("-dirty" if dirty else ""))
     return 0
 

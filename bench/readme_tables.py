@@ -7,6 +7,7 @@ A table lies between `<!-- results: NAME -->` and `<!-- end of results -->`; NAM
 """
 
 import argparse
+import contextlib
 import json
 import re
 import sys
@@ -27,6 +28,8 @@ from stormfast.run_dir import write_whole  # noqa: E402
 READMES = ("README.md", "bench/README.md")
 BLOCK = re.compile(r"(<!-- results: (\S+) -->\n)(.*?)(<!-- end of results -->)", re.DOTALL)
 PROTOCOL_STEPS = 100_000
+TIMED = ("act", "world_model", "imagination", "agent")  # phases of a profile that have a column
+PRECISION = {name: f"{name} {precision}" for name, precision in (("storm", "bfloat16"), ("fast", "bfloat16"), ("cpu", "float32"))}  # as counted
 HELD = "- counted, alike on every machine, and held at every commit by tests/bench/test_counts.py: `python bench/counts.py`"
 
 
@@ -39,7 +42,8 @@ class Source:
     command: str
 
     def __str__(self) -> str:
-        return f"- {self.device}, commit {self.commit}: `{self.command}`"
+        ticks = "``" if "`" in self.command else "`"
+        return f"- {self.device}, commit {self.commit}: {ticks}{self.command}{ticks}"
 
 
 def source(path: Path, device: Any, commit: Any, command: Any) -> Source:
@@ -56,12 +60,21 @@ def source(path: Path, device: Any, commit: Any, command: Any) -> Source:
 def read(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} must hold a result, but {error}") from None
 
 
 def results(pattern: str) -> list[Path]:
     return sorted((ROOT / "bench" / "results").glob(f"*/{pattern}.json"))
+
+
+@contextlib.contextmanager
+def told_by(path: Path) -> Iterator[None]:
+    """Meanwhile what a result lacks, or has of another kind, is a UserError with its name."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(f"{path} must hold a result of the benches, but {type(error).__name__}: {error}; measure again") from None
 
 
 def cited(header: list[str], rows: list[list[str]], sources: Iterable[Source | str]) -> str:
@@ -72,109 +85,135 @@ def cited(header: list[str], rows: list[list[str]], sources: Iterable[Source | s
 
 # --- tables ------------------------------------------------------------------------------------------------------
 
+Rows = tuple[list[list[str]], list[Source]]  # of one file
+
+
+def collected(header: list[str], files: Iterable[Path], rows_of: Callable[[Path, Any], Rows]) -> str:
+    """The table of what rows_of(path, content) gives for each file. Raises: UserError for a file that is no such result."""
+    rows: list[list[str]] = []
+    sources: list[Source] = []
+    for path in files:
+        content = read(path)
+        with told_by(path):
+            more, origin = rows_of(path, content)
+        rows += more
+        sources += origin
+    return cited(header, rows, sources)
+
 
 def learning() -> str:
     """Scores of whole runs: bench/learning.py's, and the suite's."""
     header = ["game", "preset", "seeds", "steps", "minutes a seed", "agent", "random policy", "device", "commit"]
+    return collected(header, results("learning-*") + results("suite-*"), trained_or_learned)
+
+
+def trained_or_learned(path: Path, found: Any) -> Rows:
+    return trained(path, found) if "training" in found else learned(path, found)
+
+
+def learned(path: Path, found: Any) -> Rows:
+    runs = found["runs"]
+    origin = [source(path, found["device"], found["commit"], command) for run in runs for command in run["commands"] or [None]]
+    scores = [", ".join(f"{number(run[who]['mean'])} ± {number(run[who]['standard_error'])}" for run in runs) for who in ("agent", "random")]
+    minutes = ", ".join(f"{run['seconds'] / 60:.0f}" for run in runs)
+    seeds = ", ".join(str(run["seed"]) for run in runs)
+    return [[found["game"], found["preset"], seeds, f"{runs[0]['steps']:,}", minutes, *scores, origin[0].device, origin[0].commit]], origin
+
+
+def trained(path: Path, suite: Any) -> Rows:
     rows, sources = [], []
-    for path in results("learning-*"):
-        found = read(path)
-        runs = found["runs"]
-        origin = [source(path, found["device"], found["commit"], command) for run in runs for command in run["commands"]]
-        scores = [", ".join(f"{number(run[who]['mean'])} ± {number(run[who]['standard_error'])}" for run in runs) for who in ("agent", "random")]
-        minutes = ", ".join(f"{run['seconds'] / 60:.0f}" for run in runs)
-        seeds = ", ".join(str(run["seed"]) for run in runs)
-        rows.append([found["game"], found["preset"], seeds, f"{runs[0]['steps']:,}", minutes, *scores, origin[0].device, origin[0].commit])
-        sources += origin
-    for path, suite in suites():
-        for run in suite["training"]:
-            if score := run.get("evaluation"):
-                origin = [source(path, suite["machine"]["device"], call["commit"], call["command"]) for call in run["calls"]]
-                low, high = score["mean_interval_95"]
-                about = [run["game"], run["preset"], str(run["seed"]), f"{run['step']:,}", f"{run['training_seconds'] / 60:.0f}"]
-                rows.append([*about, f"{number(score['mean'])} ({number(low)} to {number(high)})", "-", origin[-1].device, origin[-1].commit])
-                sources += origin
-    return cited(header, rows, sources)
+    for run in suite["training"]:
+        if score := run.get("evaluation"):
+            origin = [source(path, suite["machine"]["device"], call["commit"], call["command"]) for call in run["calls"]]
+            low, high = score["mean_interval_95"]
+            about = [run["game"], run["preset"], str(run["seed"]), f"{run['step']:,}", f"{run['training_seconds'] / 60:.0f}"]
+            rows.append([*about, f"{number(score['mean'])} ({number(low)} to {number(high)})", "-", origin[-1].device, origin[-1].commit])
+            sources += origin
+    return rows, sources
 
 
 def steps() -> str:
     """Milliseconds of a step: `stormfast profile`, alone or in the suite."""
-    phases = ("act", "world_model", "imagination", "agent")
-    header = ["preset", "ms a step", "p20 to p80", "of the floor", "100k steps", *phases, "device", "commit"]
-    rows, sources = [], []
-    for profile, origin in profiles():
-        spread = f"{number(profile['step_ms_p20'])} to {number(profile['step_ms_p80'])}"
-        total = f"{profile['step_ms'] * PROTOCOL_STEPS / 3.6e6:.2g} h"
-        measured = [profile["preset"], number(profile['step_ms']), spread, f"{profile['fraction_of_floor']:.0%}", total]
-        rows.append([*measured, *(number(profile['phases'][name]['ms']) for name in phases), origin.device, origin.commit])
-        sources.append(origin)
-    return cited(header, rows, sources)
+    header = ["preset", "ms a step", "p20 to p80", "of the floor", "100k steps", *TIMED, "device", "commit"]
+    return collected(header, results("profile-*") + results("suite-*"), of_suite_or_profile)
 
 
-def profiles() -> Iterator[tuple[dict[str, Any], Source]]:
-    """Every profile, and where it comes from."""
-    for path in results("profile-*"):
-        found = read(path)
-        yield found, source(path, f"{found['device_name']}, {found['threads']} threads", found.get("commit"), found.get("command"))
-    for path, suite in suites():
-        for row in suite["stages"]:
-            if row["stage"].startswith("profile-") and row["status"] == "passed":
-                yield row["result"], source(path, suite["machine"]["device"], commit_of(suite["machine"]), row["command"])
+def of_suite_or_profile(path: Path, found: Any) -> Rows:
+    return of_suite(path, found) if "stages" in found else of_profile(path, found)
+
+
+def of_profile(path: Path, found: Any) -> Rows:
+    origin = source(path, f"{found['device_name']}, {found['threads']} threads", commit_of(found), found.get("command"))
+    return [profiled(found, origin)], [origin]
+
+
+def of_suite(path: Path, suite: Any) -> Rows:
+    stages = [row for row in suite["stages"] if row["stage"].startswith("profile-") and row["status"] == "passed"]
+    sources = [source(path, suite["machine"]["device"], commit_of(suite["machine"]), row["command"]) for row in stages]
+    return [profiled(row["result"], origin) for row, origin in zip(stages, sources, strict=True)], sources
+
+
+def profiled(found: Any, origin: Source) -> list[str]:
+    spread = f"{number(found['step_ms_p20'])} to {number(found['step_ms_p80'])}"
+    total = f"{found['step_ms'] * PROTOCOL_STEPS / 3.6e6:.2g} h"
+    measured = [found["preset"], number(found["step_ms"]), spread, f"{found['fraction_of_floor']:.0%}", total]
+    return [*measured, *(number(found["phases"][name]["ms"]) for name in TIMED), origin.device, origin.commit]
 
 
 def launches() -> str:
     """What a step asks of the device, counted."""
-    counts = read(ROOT / "bench" / "counts.json")["counts"]
-    presets = [name for name in ("storm", "fast", "cpu") if name in counts]
-    header = ["phase", *(f"{quantity}, {name}" for name in presets for quantity in ("launches", "host reads", "GFLOP"))]
-    rows = []
-    for phase in counts[presets[0]]:
-        row = [phase]
-        for asked in (counts[name][phase] for name in presets):
-            row += [f"{asked['launches']:,}", str(asked["host_reads"]), number(asked["flops"] / 1e9) if asked["flops"] else "-"]
-        rows.append(row)
+    path = ROOT / "bench" / "counts.json"
+    content = read(path)
+    with told_by(path):
+        counts = content["counts"]
+        presets = [name for name in PRECISION if name in counts]
+        header = ["phase", *(f"{quantity}, {PRECISION[name]}" for name in presets for quantity in ("launches", "host reads", "GFLOP"))]
+        rows = [[phase, *(text for name in presets for text in asked(counts[name][phase]))] for phase in counts[presets[0]]]
     return cited(header, rows, [HELD])
+
+
+def asked(counts: Any) -> list[str]:
+    return [f"{counts['launches']:,}", str(counts["host_reads"]), number(counts["flops"] / 1e9) if counts["flops"] else "-"]
 
 
 def benches() -> str:
     """The phases in the last saved run of each device."""
-    latest = {path.parent: path for path in sorted(results("[0-9][0-9][0-9][0-9]-*"), key=lambda path: read(path)["datetime"])}
-    header = ["device", *PHASES]
-    rows, sources = [], []
-    for path in latest.values():
-        found = read(path)
-        machine = found["machine_info"]
-        sources.append(source(path, machine["device"], commit_of(machine), machine.get("command")))
-        records = [benchmark["extra_info"] for benchmark in found["benchmarks"]]
-        rows += [[machine["device"], *phase_cells(record)] for record in records if "preset" in record]
-    return cited(header, rows, sources)
+    latest: dict[Path, tuple[str, Path]] = {}
+    for path in results("[0-9][0-9][0-9][0-9]-*"):
+        content = read(path)
+        with told_by(path):
+            latest[path.parent] = max(latest.get(path.parent, ("", path)), (content["datetime"], path))
+    return collected(["device", *PHASES], [path for _, path in latest.values()], of_benches)
+
+
+def of_benches(path: Path, found: Any) -> Rows:
+    machine = found["machine_info"]
+    origin = source(path, machine["device"], commit_of(machine), machine.get("command"))
+    records = [benchmark["extra_info"] for benchmark in found["benchmarks"]]
+    return [[origin.device, *phase_cells(record)] for record in records if "preset" in record], [origin]
 
 
 def peers() -> str:
     """What others take for the same work: bench/peers/kernels.py and world_model.py."""
     header = ["work", "by", "ms", "over ours (99 % interval)", "GFLOP", "launches", "device", "commit"]
-    rows, sources = [], []
-    for path in results("peers-*"):
-        found = read(path)
-        origin = source(path, found["machine"]["device"], commit_of(found["machine"]), found["command"])
-        sources.append(origin)
-        for row in found["rows"]:
-            over = row.get("over_ours")
-            ratio = f"{over['value']:.2f} ({over['low']:.2f} to {over['high']:.2f})" if over else "1"
-            work = f"{row['kernel']} {row['shape']} {row['dtype']}" if "kernel" in row else f"{row['part']}, {row['preset']} {row['precision']}"
-            counted = [number(row["flops"] / 1e9), f"{row['launches']:,}"] if "flops" in row else ["-", "-"]
-            by = row.get("writer") or row["library"]
-            rows.append([work, by, number(row["seconds"] * 1e3), ratio, *counted, origin.device, origin.commit])
-    return cited(header, rows, sources)
+    return collected(header, results("peers-*"), of_peers)
 
 
-def suites() -> Iterator[tuple[Path, dict[str, Any]]]:
-    return ((path, read(path)) for path in results("suite-*"))
+def of_peers(path: Path, found: Any) -> Rows:
+    origin = source(path, found["machine"]["device"], commit_of(found["machine"]), found["command"])
+    rows = []
+    for row in found["rows"]:
+        over = row.get("over_ours")
+        ratio = f"{over['value']:.2f} ({over['low']:.2f} to {over['high']:.2f})" if over else "1"
+        work = f"{row['kernel']} {row['shape']} {row['dtype']}" if "kernel" in row else f"{row['part']}, {row['preset']} {row['precision']}"
+        counted = [number(row["flops"] / 1e9), f"{row['launches']:,}"] if "flops" in row else ["-", "-"]
+        rows.append([work, row.get("writer") or row["library"], number(row["seconds"] * 1e3), ratio, *counted, origin.device, origin.commit])
+    return rows, [origin]
 
 
 def commit_of(machine: dict[str, Any]) -> str:
-    """With -dirty where the tree differed."""
-    return f"{machine['commit']}{'-dirty' if machine['dirty'] else ''}"
+    """With -dirty where the tree differed. A tree without its history is what STORMFAST_COMMIT told."""
+    return f"{machine.get('commit') or 'unknown'}{'-dirty' if machine.get('dirty') else ''}"
 
 
 BLOCKS: dict[str, Callable[[], str]] = {"learning": learning, "steps": steps, "launches": launches, "benches": benches, "peers": peers}

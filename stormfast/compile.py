@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from stormfast import ranges
 from stormfast.act import Player
 from stormfast.config import TrainConfig
 from stormfast.learner import Learner
@@ -55,11 +56,16 @@ class Phases:
 
     def update_world_model(self) -> Losses:
         settings = self.config.world_model
-        return self.learner.update_world_model(self.replay.sample(settings.batch_size, settings.batch_length, self.generator))
+        with ranges.phase("sample_windows"):
+            batch = self.replay.sample(settings.batch_size, settings.batch_length, self.generator)
+        with ranges.phase("world_model"):
+            return self.learner.update_world_model(batch)
 
     def update_agent(self) -> Losses:
         settings = self.config.imagination
-        return self.learner.update_agent(self.replay.sample(settings.batch_size, settings.context, self.generator))
+        with ranges.phase("sample_contexts"):
+            context = self.replay.sample(settings.batch_size, settings.context, self.generator)
+        return self.learner.update_agent(context)
 
 
 def prepare(mode: Mode, phases: Phases, player: Player) -> None:
@@ -85,8 +91,13 @@ def compile_parts(learner: Learner, player: Player) -> None:
 
 def capture_phases(phases: Phases, player: Player) -> None:
     shared = Shared(phases.learner.device)
-    for owner, name in ((phases, "update_world_model"), (phases, "update_agent"), (player, "decide"), (player, "refresh")):
-        setattr(owner, name, Captured(getattr(owner, name), shared))
+    for owner, name, label in (
+        (phases, "update_world_model", "world_model"),
+        (phases, "update_agent", "imagination+agent"),
+        (player, "decide", ""),
+        (player, "refresh", ""),
+    ):
+        setattr(owner, name, Captured(getattr(owner, name), shared, label))
 
 
 class Shared:
@@ -117,8 +128,9 @@ class Captured:
     Whatever else the function reads or writes must stay where it is. On a CPU the same buffers are used around plain calls.
     """
 
-    def __init__(self, function: Callable[..., Any], shared: Shared) -> None:
-        self.function, self.shared = function, shared
+    def __init__(self, function: Callable[..., Any], shared: Shared, label: str = "") -> None:
+        """label: of the range around a replay, for profilers, where none is around the call."""
+        self.function, self.shared, self.label = function, shared, label
         self.calls = 0
         self.inputs: list[Tensor] = []
         self.output: Any = None
@@ -154,7 +166,8 @@ class Captured:
 
     def replay(self) -> None:
         if self.graph is not None:
-            self.graph.replay()
+            with ranges.phase(self.label) if self.label else contextlib.nullcontext():
+                self.graph.replay()
             return
         output = self.function(*self.inputs)
         if self.calls == EAGER_CALLS + 1:

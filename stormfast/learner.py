@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stormfast import ranges
 from stormfast.agent import Agent
 from stormfast.batch import Batch, Rollout
 from stormfast.config import TrainConfig
@@ -55,9 +56,10 @@ class Learner:
 
     def update_agent(self, context: Batch) -> dict[str, Tensor]:
         """Imagines from replayed contexts [B, C] and takes agent.minibatches optimiser steps. Returns the mean of their terms."""
-        with self.autocast():
+        with ranges.phase("imagination"), self.autocast():
             rollout = self.imagination(context)
-        steps = [self.update_agent_on(part) for part in minibatches(rollout, self.config.agent.minibatches)]
+        with ranges.phase("agent"):
+            steps = [self.update_agent_on(part) for part in minibatches(rollout, self.config.agent.minibatches)]
         return {name: torch.stack([step[name] for step in steps]).mean() for name in steps[0]}
 
     def update_agent_on(self, rollout: Rollout) -> dict[str, Tensor]:

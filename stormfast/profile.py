@@ -13,8 +13,10 @@ import json
 import math
 import platform
 import resource
+import shlex
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -33,6 +35,7 @@ from stormfast.full_step import FullStep, Phase, calls_until_captured, compile_m
 from stormfast.peaks import Peaks, best_of, floor_seconds, measure_peaks
 from stormfast.profile_report import show
 from stormfast.progress import tell
+from stormfast.provenance import commit
 from stormfast.run import Run, build
 from stormfast.train import advance
 
@@ -121,6 +124,7 @@ def exit_at_sigterm() -> Iterator[None]:
 
 def describe(config: ProfileConfig, run: Run) -> dict[str, Any]:
     training, device = run.config, run.learner.device
+    head, dirty = commit()
     return {
         "preset": training.preset,
         "protocol": training.protocol,
@@ -136,6 +140,10 @@ def describe(config: ProfileConfig, run: Run) -> dict[str, Any]:
         "compile": compile_mode(run),
         "steps": config.steps,
         "warmup": config.warmup,
+        "commit": head,
+        "dirty": dirty,
+        "date": time.strftime("%Y-%m-%d"),
+        "command": shlex.join(["stormfast", *sys.argv[1:]]),
     }
 
 

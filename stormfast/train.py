@@ -77,11 +77,9 @@ def advance(run: Run) -> dict[str, float] | None:
     run.step += run.collector.num_acting
     updates = due(before, run.step, config.world_model.updates_per_step, config.acting.random_steps)
     for _ in range(updates):
-        with ranges.phase("world_model"):
-            run.metrics.add(run.phases.update_world_model())
+        run.metrics.add(run.phases.update_world_model())
     for _ in range(due(before, run.step, config.agent.updates_per_step, config.acting.random_steps)):
-        with ranges.phase("agent"):
-            run.metrics.add(run.phases.update_agent())
+        run.metrics.add(run.phases.update_agent())
     if updates:
         with ranges.phase("refresh"):
             run.collector.player.refresh()

@@ -22,17 +22,12 @@ def test_copy_bandwidth_counts_bytes_read_and_written(monkeypatch: pytest.Monkey
     assert 1e6 < devices.copy_bandwidth(CPU) < 1e13
 
 
-def test_device_and_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_machine_is_told() -> None:
     assert devices.slug("NVIDIA GeForce RTX 3090 (24 GB)") == "nvidia-geforce-rtx-3090-24-gb"
     machine = devices.describe(CPU)
     assert json.loads(json.dumps(machine)) == machine
     assert machine["device"].endswith(f"{torch.get_num_threads()} cores")
     assert machine["torch"] == torch.__version__
-    monkeypatch.setattr(devices.shutil, "which", lambda name: None)
-    monkeypatch.delenv("STORMFAST_COMMIT", raising=False)
-    assert devices.commit() == ("unknown", None)
-    monkeypatch.setenv("STORMFAST_COMMIT", "abc123")
-    assert devices.commit() == ("abc123", None)
 
 
 @pytest.mark.parametrize(("arguments", "message"), [([], "expected one device"), (["tpu"], "got 'tpu'"), (["cpu", "cpu"], "got 2 arguments")])

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from bench import readme_tables
+from bench.grid import grid
 
 ROOT = Path(__file__).parents[2]
 
@@ -87,6 +88,40 @@ def test_a_table_that_is_not_there_and_a_damaged_result_are_one_line(copied: Pat
     (copied / "README.md").write_text("<!-- results: steps -->\n<!-- end of results -->\n")
     assert readme_tables.main([]) == 2
     assert "must hold a result" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("pattern", "content"),
+    [
+        ("*/profile-storm.json", []),
+        ("*/profile-storm.json", None),
+        ("*/learning-Catch-cpu.json", {"runs": [{"commands": []}], "device": "a", "commit": "b"}),
+        ("*/learning-Catch-cpu.json", {"runs": []}),
+        ("../counts.json", {"counts": {}}),
+    ],
+)
+def test_a_result_of_another_shape_is_one_line(copied: Path, pattern: str, content: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    path = copied / "bench" / "counts.json" if pattern.startswith("..") else next((copied / "bench" / "results").glob(pattern))
+    path.write_text(json.dumps(content))
+    before = (copied / "README.md").read_text()
+    assert readme_tables.main([]) == 2
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 1 and path.name in err
+    assert (copied / "README.md").read_text() == before
+
+
+def test_every_run_must_have_its_commands(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = next((copied / "bench" / "results").glob("*/learning-Catch-cpu.json"))
+    content = json.loads(path.read_text())
+    content["runs"][1]["commands"] = []
+    path.write_text(json.dumps(content))
+    assert readme_tables.main([]) == 2
+    assert "lacks its command" in capsys.readouterr().err
+
+
+def test_what_stands_in_a_cell_stays_there() -> None:
+    assert grid(["a", "b"], [["x|y", "u\nv"], ["x\\|y", ""]]).splitlines()[2:] == ["| x\\|y | u v |", "| x\\|y |  |"]
+    assert str(readme_tables.Source("d", "c", "echo `ls`")).endswith(": ``echo `ls` ``") or "``" in str(readme_tables.Source("d", "c", "`ls`"))
 
 
 def test_only_the_last_saved_run_of_a_device_is_shown(copied: Path) -> None:

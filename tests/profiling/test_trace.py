@@ -18,7 +18,7 @@ assert spec is not None and spec.loader is not None
 script = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(script)
 
-PHASES = ["act", "world_model", "agent", "refresh", "env", "append"]
+PHASES = ["act", "sample_windows", "world_model", "sample_contexts", "imagination", "agent", "refresh", "env", "append"]
 STEPS = 2
 
 

@@ -15,7 +15,7 @@ from stormfast.profile import training_config
 from stormfast.run import Run
 
 TINY = ProfileConfig(preset="tiny", device="cpu", warmup=2)
-PHASES = ["act", "world_model", "agent", "refresh", "env", "append"]
+PHASES = ["act", "sample_windows", "world_model", "sample_contexts", "imagination", "agent", "refresh", "env", "append"]
 
 
 class Names:
