@@ -19,7 +19,13 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]  # as a script, of this checkout
 
 from stormfast.errors import UserError  # noqa: E402
-from stormfast.provenance import commit  # noqa: E402
+
+try:
+    from stormfast.provenance import commit
+except ImportError:  # an older commit, timed by these benches: compare.py says which
+
+    def commit() -> tuple[str, bool | None]:
+        return os.environ.get("STORMFAST_COMMIT", "unknown"), None
 
 COPY_BYTES = {"cuda": 1 << 30, "cpu": 1 << 28}  # of one buffer: beyond every cache
 CLOCKS = ("clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem")  # MHz

@@ -6,9 +6,9 @@ from typing import Any
 
 from stormfast.config import ProfileConfig
 from stormfast.counting import Counts
-from stormfast.full_step import FullStep, calls_until_captured, compile_mode, count_phases, cycle_steps
+from stormfast.full_step import FullStep, calls_until_captured, compile_mode, count_phases, cycle_steps, time_steps
 from stormfast.peaks import Peaks, floor_seconds
-from stormfast.profile import warm_run
+from stormfast.profile import scratch_run, training_config
 from stormfast.run import Run
 from stormfast.train import advance
 
@@ -83,5 +83,9 @@ class WarmStep:
 @contextlib.contextmanager
 def warm_step(preset: str, device: str, compile: str) -> Iterator[WarmStep]:
     """Raises: UserError where such a run cannot be had."""
-    with warm_run(ProfileConfig(preset=preset, device=device, compile=compile)) as run:  # type: ignore[arg-type]
+    config = ProfileConfig(preset=preset, device=device, compile=compile)  # type: ignore[arg-type]
+    with scratch_run(training_config(config)) as run:  # not profile.warm_run: commits that these benches are to time too lack it
+        while run.step < run.config.acting.random_steps:
+            advance(run)
+        time_steps(run, max(config.warmup, calls_until_captured(run)), cycle_steps(run.config))
         yield WarmStep(run)
