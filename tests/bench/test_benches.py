@@ -82,12 +82,16 @@ def test_the_machine_and_the_command_are_told(result: dict[str, Any], tmp_path: 
     assert machine["commit"] in done.stdout and f"`{machine['command']}`" in done.stdout
 
 
-def test_saved_under_device_date_and_commit(monkeypatch: pytest.MonkeyPatch) -> None:
-    for dirty, ending in ((False, ".json"), (True, "-dirty.json")):
+def test_saved_under_device_date_and_commit_beside_earlier_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conftest, "ROOT", tmp_path)
+    monkeypatch.setattr(conftest, "device_name", lambda device: "AMD Some CPU 2 cores")
+    folder = tmp_path / "bench" / "results" / "amd-some-cpu-2-cores"
+    folder.mkdir(parents=True)
+    for dirty, name in ((False, "abc123"), (True, "abc123-dirty"), (False, "abc123-2"), (False, "abc123-3")):
         monkeypatch.setattr(conftest, "commit", lambda dirty=dirty: ("abc123", dirty))
-        monkeypatch.setattr(conftest, "device_name", lambda device: "AMD Some CPU 2 cores")
-        expected = ROOT / "bench" / "results" / "amd-some-cpu-2-cores" / f"{time.strftime('%Y-%m-%d')}-abc123{ending}"
-        assert conftest.result_path(CPU) == expected
+        path = conftest.result_path(CPU)
+        assert path == folder / f"{time.strftime('%Y-%m-%d')}-{name}.json"
+        path.touch()
 
 
 class Config:
@@ -120,11 +124,16 @@ def test_a_result_is_written_whole(tmp_path: Path) -> None:
     config = Config(benchmark_json=tmp_path / "x.json")
     conftest.pytest_configure(config)  # type: ignore[arg-type]
     assert config.option.benchmark_json == tmp_path / "x.json.partial"
-    conftest.pytest_sessionfinish(SimpleNamespace(config=config))  # type: ignore[arg-type]
+    session: Any = SimpleNamespace(config=config)
+    conftest.pytest_sessionfinish(session, pytest.ExitCode.OK)
     assert not list(tmp_path.iterdir())  # nothing was timed
     config.option.benchmark_json.write_text("{}")
-    conftest.pytest_sessionfinish(SimpleNamespace(config=config))  # type: ignore[arg-type]
+    conftest.pytest_sessionfinish(session, pytest.ExitCode.INTERRUPTED)  # a file that was asked for by name holds what was timed
     assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
+    config.option.save = True
+    config.option.benchmark_json.write_text("cut short")
+    conftest.pytest_sessionfinish(session, pytest.ExitCode.INTERRUPTED)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["{}"]
 
 
 def test_an_emulator_that_is_missing_is_left_out_with_the_reason(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Benchmarks. A package, so that no other module named bench, wherever it is installed, is taken for it."""
