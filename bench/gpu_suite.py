@@ -16,15 +16,17 @@ that stopped it. STORMFAST_COMMIT=... says the commit where the tree came withou
 """
 
 import argparse
+import contextlib
 import json
 import math
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -56,23 +58,26 @@ class Parser(argparse.ArgumentParser):
 
 
 def minutes(text: str) -> float:
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise ValueError
-    return value
+    with contextlib.suppress(ValueError):
+        if 0 < (value := float(text)) < math.inf:
+            return value
+    raise argparse.ArgumentTypeError(f"must be minutes above 0, as 9 or 2.5, got '{text}'")
 
 
 def device(text: str) -> str:
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", text):
-        raise ValueError
-    return text
+    if re.fullmatch(r"cpu|cuda(:\d+)?", text):
+        return text
+    raise argparse.ArgumentTypeError(f"must be cuda, cuda:N (as cuda:1) or cpu, got '{text}'")
 
 
-def count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
+def whole(least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        with contextlib.suppress(ValueError):
+            if (value := int(text)) >= least:
+                return value
+        raise argparse.ArgumentTypeError(f"must be a whole number, {least} or more, got '{text}'")
+
+    return parse
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
@@ -88,9 +93,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         parser = Parser(prog="bench/gpu_suite.sh train", **looks)
         parser.add_argument("--game", required=True, help="one of `stormfast games`")
         parser.add_argument("--preset", default="storm", help="default storm")
-        parser.add_argument("--seed", type=int, default=0, help="default 0")
-        parser.add_argument("--steps", type=count, default=100_000, help="environment steps; default 100,000")
-        parser.add_argument("--episodes", type=count, default=100, help="to evaluate with; default 100")
+        parser.add_argument("--seed", type=whole(0), default=0, help="default 0")
+        parser.add_argument("--steps", type=whole(1), default=100_000, help="environment steps; default 100,000")
+        parser.add_argument("--episodes", type=whole(1), default=100, help="to evaluate with; default 100")
         parser.add_argument("--minutes", type=minutes, default=math.inf, help="stop, saved, within this time; default none")
         parser.add_argument("--run-dir", type=Path, help="default runs/suite/GAME-PRESET-seedN; what else is given goes to `stormfast train`")
         add_common(parser)
@@ -100,7 +105,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--minutes", type=minutes, default=MINUTES, help="for all of it; default 10")
     parser.add_argument("--stages", help="only these, as tests,profile-storm; default all")
     parser.add_argument("--game", help="to profile with; default Pong, or Catch where no emulator is installed")
-    parser.add_argument("--steps", type=count, help="environment steps to profile; default 200 on CUDA, 20 on a CPU")
+    parser.add_argument("--steps", type=whole(1), help="environment steps to profile; default 200 on CUDA, 20 on a CPU")
     add_common(parser)
     return parser.parse_args(arguments)
 
@@ -166,6 +171,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"gpu_suite: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # before it began, or after it ended: meanwhile signals are noted
+        print("gpu_suite: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
 
 
 if __name__ == "__main__":

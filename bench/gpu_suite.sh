@@ -5,6 +5,7 @@
 #
 # The interpreter is $PYTHON, else .venv/bin/python, else python3.
 set -euo pipefail
+unset CDPATH # with it, cd prints where it went
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 if [ -z "${PYTHON:-}" ]; then
   PYTHON=python3

@@ -119,7 +119,8 @@ def _read(path: Path) -> dict[str, Any]:
         document = json.loads(path.read_text())
         if not all(isinstance(document[key], kind) for key, kind in {"machine": dict, "begun": str, "stages": list, "training": list}.items()):
             raise ValueError("it is no result of the suite")
-    except (OSError, ValueError, LookupError, TypeError) as error:
+        markdown(document), [row["run"] for row in document["training"]]  # all that is read from it later
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{path} must be what the suite wrote, but {type(error).__name__}: {error}; move it away") from None
     return document
 
@@ -142,7 +143,7 @@ def only_one(path: Path, otherwise: str) -> Iterator[int]:
 
     Yields: the descriptor, to be held open by what is started meanwhile. Raises: UserError(otherwise) where another holds it.
     """
-    with open(path, "w") as lock:
+    with open(path, "a") as lock:  # what may be in it stays
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -8,10 +8,11 @@ import dataclasses
 import itertools
 import json
 import math
+import re
 import shlex
-import shutil
 import signal
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from bench.suite.record import ROOT, Record, only_one
 from bench.suite.run import GRACE, Around, date, tell
 from bench.suite.stages import interpreter
 from stormfast.errors import UserError
-from stormfast.run_dir import write_whole
+from stormfast.run_dir import CONFIG, load_config, write_whole
 
 CALLS = "calls.json"
 LOCK = ".lock"
@@ -30,7 +31,10 @@ LEAST_EVALUATION = 20.0  # seconds without which none is begun
 CURVE_POINTS = 200  # kept of the learning curve
 NOT_FINISHED = 3  # exit status: call again
 BAD_INPUT = 2  # exit status of stormfast
-LEFT_UNSAVED = {"config.json", "metrics.jsonl", "tensorboard", CALLS}  # what a run killed before its first checkpoint leaves behind
+LEFT_UNSAVED = re.compile(  # what a run killed before its first checkpoint leaves behind
+    r"\.lock|config\.json|\.config\.json\.tmp|metrics\.jsonl|tensorboard(/events\.out\.tfevents\.[^/]*)?"
+    r"|checkpoint(/\.checkpoint\.json\.tmp|/\.?(state|replay)-[^/]*\.safetensors(\.tmp)?)?"
+)
 STORMFAST = ("-m", "stormfast")
 
 
@@ -70,13 +74,17 @@ class Training:
 
 def saved_step(run_dir: Path) -> int | None:
     """The step of a run's checkpoint, None where it has none. Raises: UserError where that is damaged."""
-    path = run_dir / "checkpoint" / "checkpoint.json"
+    return parsed(run_dir / "checkpoint" / "checkpoint.json", lambda text: int(json.loads(text)["step"]))
+
+
+def parsed(path: Path, parse: Callable[[str], Any]) -> Any:
+    """What `parse` makes of a file of the run, None where there is none. Raises: UserError where it is damaged."""
     try:
-        return int(json.loads(path.read_text())["step"])
+        return parse(path.read_text())
     except FileNotFoundError:
         return None
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({type(error).__name__}: {error}); start anew with another --run-dir") from None
+        raise UserError(f"{path} is damaged ({type(error).__name__}: {error}); repair it, or start anew with another --run-dir") from None
 
 
 def go_on(training: Training, record: Record, around: Around) -> int:
@@ -87,14 +95,18 @@ def go_on(training: Training, record: Record, around: Around) -> int:
     """
     record.logs.mkdir(parents=True, exist_ok=True)
     try:
+        before = {path.name for path in training.run_dir.iterdir()} if training.run_dir.exists() else None
         training.run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--run-dir must be a folder that can be written, but {training.run_dir}: {error.strerror or error}") from None
     with only_one(training.run_dir / LOCK, f"another suite trains in {training.run_dir}; wait until it has ended") as lock:
         try:
+            if saved_step(training.run_dir) is None:
+                clear_unsaved(training.run_dir, began=LOCK in (before or ()))
+            calls(training.run_dir)  # damage is told before hours of training, not after
             return _go_on(training, record, dataclasses.replace(around, held=(*around.held, lock)))
         except UserError:
-            discard_unused(training.run_dir)
+            discard_unused(training.run_dir, before)
             raise
 
 
@@ -122,8 +134,6 @@ def train(training: Training, record: Record, around: Around) -> tuple[str, str]
     saving = min(SAVING, around.left / 4)
     if around.signals.caught or around.left - saving < 1:
         return "paused", "no time was left to train"
-    if before is None:
-        clear_unsaved(training.run_dir)
     log, command = record.logs / f"train-{slug(training.name)}.log", training.train_command()
     tell(f"{training.name}: training from step {before or 0:,}{at_most(around.left - saving)}; its log is {log}")
     ended = call(command, log, around, around.left - saving, saving)
@@ -173,24 +183,39 @@ def call(command: list[str], log: Path, around: Around, limit: float, grace: flo
     )
 
 
-def clear_unsaved(run_dir: Path) -> None:
-    """Removes what a run that was killed before its first checkpoint left: it cannot go on. Raises: UserError where other files are there."""
-    strange = sorted(path.name for path in run_dir.iterdir() if path.name not in LEFT_UNSAVED and not path.name.startswith("."))
-    if "checkpoint" in strange and not any((run_dir / "checkpoint").glob("*.json")):
-        strange.remove("checkpoint")
+def clear_unsaved(run_dir: Path, began: bool) -> None:
+    """Removes what a run that was killed before its first checkpoint left: it cannot go on.
+
+    Args:
+        began: an earlier call began the run.
+    Raises: UserError, with all left as it is, where none did, or where anything else is there.
+    """
+    visible = sorted(path.name for path in run_dir.iterdir() if not path.name.startswith("."))
+    if not visible:  # new, to `stormfast train` too
+        return
+    wanted = f"--run-dir must be a run with a checkpoint or a new folder, but {run_dir}"
+    if not began:
+        raise UserError(f"{wanted} has {visible[0]}; choose another")
+    load_config(run_dir)  # it is stormfast's
+    found = sorted(run_dir.rglob("*"), key=lambda path: (path.name != CONFIG, path), reverse=True)  # what tells whose it is goes last
+    strange = [name for path in found if not LEFT_UNSAVED.fullmatch(name := path.relative_to(run_dir).as_posix())]
     if strange:
-        raise UserError(f"--run-dir must be a run or a new folder, but {run_dir} has {strange[0]}; choose another")
-    for path in run_dir.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
+        raise UserError(f"{wanted} has {strange[-1]}; choose another")
+    for path in found:
+        if path.is_dir() and not path.is_symlink():
+            path.rmdir()
         elif path.name != LOCK:
             path.unlink()
 
 
-def discard_unused(run_dir: Path) -> None:
-    """Removes the folder of a run that never began."""
-    if {path.name for path in run_dir.iterdir()} <= {LOCK, "config.json"}:
-        shutil.rmtree(run_dir)
+def discard_unused(run_dir: Path, before: set[str] | None) -> None:
+    """Removes what this call made for a run that never began. `before`: the names in its folder before, None where there was none."""
+    made = {path.name for path in run_dir.iterdir()} - (before or set())
+    if made <= {LOCK, CONFIG}:
+        for name in made:
+            (run_dir / name).unlink()
+        if before is None:
+            run_dir.rmdir()
 
 
 def add_call(training: Training, record: Record, command: list[str], ended: Ended, steps: tuple[int, int]) -> None:
@@ -207,24 +232,33 @@ def add_call(training: Training, record: Record, command: list[str], ended: Ende
 
 
 def calls(run_dir: Path) -> list[dict[str, Any]]:
-    path = run_dir / CALLS
-    return json.loads(path.read_text()) if path.exists() else []
+    """What earlier calls did. Raises: UserError where it cannot be read."""
+
+    def parse(text: str) -> list[dict[str, Any]]:
+        made = json.loads(text)
+        for entry in made:  # what a row is made of
+            "".join((entry["commit"], entry["command"], format(entry["wall_seconds"], ".1f")))
+        return made
+
+    return parsed(run_dir / CALLS, parse) or []
 
 
 def evaluation(training: Training) -> dict[str, Any] | None:
-    """The score of the agent at its last step over as many episodes as are asked for, None where there is none."""
-    path = training.run_dir / f"evaluation-{saved_step(training.run_dir)}.json"
-    if not path.exists():
-        return None
-    found = json.loads(path.read_text())
-    return found["return"] | {"episodes": len(found["episode_returns"])} if len(found["episode_returns"]) == training.episodes else None
+    """The score of the agent at its last step over as many episodes as are asked for, None where there is none. Raises: UserError."""
+
+    def parse(text: str) -> dict[str, Any]:
+        found = json.loads(text)
+        return found["return"] | {"episodes": len(found["episode_returns"])}
+
+    score = parsed(training.run_dir / f"evaluation-{saved_step(training.run_dir)}.json", parse)
+    return score if score and score["episodes"] == training.episodes else None
 
 
 def describe(training: Training, status: str, reason: str) -> dict[str, Any]:
     """The run's row."""
     step = saved_step(training.run_dir) or 0
     lines = [line for line in metrics(training.run_dir) if line["step"] <= step]
-    made = calls(training.run_dir) if training.run_dir.exists() else []
+    made = calls(training.run_dir)
     return {
         "run": training.name,
         "game": training.game,
@@ -247,9 +281,8 @@ def describe(training: Training, status: str, reason: str) -> dict[str, Any]:
 
 
 def metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl but one cut short."""
-    path = run_dir / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
+    """The lines of metrics.jsonl but one cut short. Raises: UserError."""
+    return parsed(run_dir / "metrics.jsonl", lambda text: [json.loads(line) for line in text.split("\n")[:-1]]) or []
 
 
 def ms_per_step(lines: list[dict[str, Any]]) -> float | None:

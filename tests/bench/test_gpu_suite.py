@@ -3,9 +3,12 @@
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 import torch
@@ -32,15 +35,19 @@ def main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--minutes", "0"], "--minutes: invalid minutes value: '0'"),
-        (["--minutes", "inf"], "--minutes: invalid minutes value: 'inf'"),
-        (["--steps", "x"], "--steps: invalid count value: 'x'"),
-        (["--device", "tpu"], "--device: invalid device value: 'tpu'"),
-        (["--device", "auto"], "--device: invalid device value: 'auto'"),
+        (["--minutes", "0"], "--minutes: must be minutes above 0, as 9 or 2.5, got '0'"),
+        (["--minutes", "inf"], "above 0, as 9 or 2.5, got 'inf'"),
+        (["--minutes", "nan"], "above 0, as 9 or 2.5, got 'nan'"),
+        (["--minutes", "x"], "above 0, as 9 or 2.5, got 'x'"),
+        (["--steps", "-1"], "--steps: must be a whole number, 1 or more, got '-1'"),
+        (["--steps", "x"], "--steps: must be a whole number, 1 or more, got 'x'"),
+        (["--device", "tpu"], "--device: must be cuda, cuda:N (as cuda:1) or cpu, got 'tpu'"),
+        (["--device", "auto"], "cuda:N (as cuda:1) or cpu, got 'auto'"),
         (["trian"], "unrecognized arguments: trian"),
         (["--stage", "tests"], "unrecognized arguments: --stage tests"),
         (["train"], "arguments are required: --game"),
-        (["train", "--game", "Pong", "--episodes", "0"], "--episodes: invalid count value: '0'"),
+        (["train", "--game", "Pong", "--episodes", "0"], "--episodes: must be a whole number, 1 or more, got '0'"),
+        (["train", "--game", "Pong", "--seed", "-1"], "--seed: must be a whole number, 0 or more, got '-1'"),
     ],
 )
 def test_a_mistake_is_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -69,6 +76,28 @@ def test_what_cannot_be_had_is_one_line(tmp_path: Path, monkeypatch: pytest.Monk
     assert not list(tmp_path.glob("fake/*.json"))
 
 
+def test_what_is_no_commit_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # no git is there
+    monkeypatch.setenv("STORMFAST_COMMIT", "../../x y")
+    assert gpu_suite.main(["--device", "cpu", "--results", str(tmp_path)]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1) and err.startswith("gpu_suite: STORMFAST_COMMIT must be") and "got '../../x y'" in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_while_the_machine_is_asked_is_one_line(tmp_path: Path) -> None:
+    """As a terminal does it: the whole group gets it."""
+    code = "import pathlib, sys; from bench import gpu_suite; gpu_suite.ROOT = pathlib.Path('.'); sys.exit(gpu_suite.main(['--device', 'cpu']))"
+    (tmp_path / "bench" / "suite").mkdir(parents=True)
+    (tmp_path / "bench" / "suite" / "machine.py").write_text("import pathlib, time; pathlib.Path('asked').touch(); time.sleep(60)")
+    given = os.environ | {"PYTHONPATH": str(ROOT)}
+    suite = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=given, stdout=PIPE, stderr=PIPE, text=True, process_group=0)
+    while not (tmp_path / "asked").exists() and suite.poll() is None:
+        time.sleep(0.02)
+    os.killpg(suite.pid, signal.SIGINT)
+    assert suite.communicate() == ("", "gpu_suite: interrupted\n") and suite.returncode == 130
+
+
 def test_training_takes_what_is_for_stormfast() -> None:
     options = gpu_suite.parse(["train", "--game", "Pong", "--seed", "3", "--num-envs", "4", "--minutes", "9"])
     run = gpu_suite.training(options)
@@ -91,6 +120,9 @@ def test_the_wrapper_takes_the_interpreter_it_is_given(tmp_path: Path) -> None:
     (tmp_path / "a python").chmod(0o755)
     done = shell("train", "--game", "a b", "*", "", cwd=tmp_path, PYTHON=str(tmp_path / "a python"))
     assert done.stdout == f"<{ROOT}/bench/gpu_suite.py><train><--game><a b><*><>"
+    given = os.environ | {"PYTHON": "echo", "CDPATH": str(ROOT)}  # a CDPATH makes cd print
+    there = subprocess.run(["bash", "bench/gpu_suite.sh"], cwd=ROOT, env=given, capture_output=True, text=True, check=False)
+    assert there.stdout == f"{ROOT}/bench/gpu_suite.py\n"
 
 
 def test_an_interpreter_without_torch_is_one_line(tmp_path: Path) -> None:

@@ -61,6 +61,32 @@ def test_a_damaged_result_is_one_line(text: str, tmp_path: Path) -> None:
         open_record(tmp_path, MACHINE, fresh=False)
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"stages": ["x"]},
+        {"stages": [{"stage": "a", "status": "passed"}]},
+        {"stages": [{"stage": "memory", "status": "passed", "command": "x", "result": 3}]},
+        {"training": ["x"]},
+        {"machine": {"device": 1}},
+    ],
+)
+def test_a_result_with_a_damaged_part_is_one_line(damage: dict, tmp_path: Path) -> None:
+    path = make(tmp_path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | damage))
+    with pytest.raises(UserError, match="move it away"):
+        open_record(tmp_path, MACHINE, fresh=False)
+
+
+def test_a_training_row_without_its_run_is_one_line(tmp_path: Path) -> None:
+    record = open_record(tmp_path, dict(MACHINE), fresh=True)
+    row = {"game": "Pong", "preset": "tiny", "seed": 0, "step": 1, "steps": 2, "status": "paused", "training_seconds": 1, "calls": []}
+    record.put_training(row | {"run": "a", "evaluate_command": "e"})
+    record.path.write_text(record.path.read_text().replace('"run"', '"ran"'))
+    with pytest.raises(UserError, match="move it away"):
+        open_record(tmp_path, MACHINE, fresh=False)
+
+
 def test_no_path_of_this_machine_is_kept(tmp_path: Path) -> None:
     site = tmp_path / "site-1"
     record = open_record(tmp_path, dict(MACHINE), fresh=True, site=site)

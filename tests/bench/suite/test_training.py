@@ -14,10 +14,12 @@ from bench.suite.process import Signals
 from bench.suite.record import Record, only_one, open_record
 from bench.suite.run import Around, environment
 from bench.suite.training import Training, curve, go_on, ms_per_step, saved_step
+from stormfast.config import TrainConfig, to_json
 from stormfast.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
 MACHINE = {"device": "Fake GPU", "commit": "abc", "dirty": False, "torch": "2", "cuda": None, "triton": None, "python": "3", "threads": 1}
+CONFIG = to_json(TrainConfig())
 FAKE = """
 import json, signal, sys, time
 from pathlib import Path
@@ -36,7 +38,7 @@ if value("--game") == "Pongg":
 run, steps, resume = Path(value("--run-dir")), int(value("--steps")), "--resume" in words
 manifest = run / "checkpoint" / "checkpoint.json"
 assert resume == manifest.exists() == (run / "config.json").exists(), "what a run that began looks like"
-(run / "config.json").write_text("{}")
+(run / "config.json").write_text(CONFIG)
 step = json.loads(manifest.read_text())["step"] if resume else 0
 stopped = []
 signal.signal(signal.SIGTERM, lambda number, frame: stopped.append(number))
@@ -64,7 +66,7 @@ def record(tmp_path: Path) -> Record:
 @pytest.fixture
 def fake(tmp_path: Path) -> Path:
     path = tmp_path / "fake.py"
-    path.write_text(FAKE)
+    path.write_text(f"CONFIG = {CONFIG!r}\n{FAKE}")
     return path
 
 
@@ -154,6 +156,77 @@ def test_other_peoples_files_are_left_alone(tmp_path: Path, fake: Path, record: 
     (tmp_path / "b").write_text("")
     with pytest.raises(UserError, match="--run-dir must be a folder"):
         call(Training("Pong", "tiny", 0, 1, 1, tmp_path / "b", "cpu", (), (str(fake),)), record)
+
+
+def put(folder: Path, files: dict[str, str]) -> None:
+    folder.mkdir()
+    for name, text in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """The text of each file that a folder holds."""
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if not path.is_dir()}
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {".git/HEAD": "ref", "config.json": "{}"},
+        {".git/HEAD": "ref", "config.json": CONFIG},
+        {"config.json": CONFIG},  # begun by another than the suite, and it may be running
+        {".lock": "theirs", "config.json": '{"hidden_size": 768}'},
+        {".lock": "", "config.json": CONFIG, ".git/HEAD": "ref"},
+        {".lock": "", "config.json": CONFIG, "tensorboard/thesis.txt": "years"},
+        {".lock": "", "config.json": CONFIG, "checkpoint/thesis.txt": "years"},
+        {".lock": "", "config.json": CONFIG, "calls.json": "[]"},
+    ],
+)
+@pytest.mark.parametrize("game", ["Pong", "Pongg"])
+def test_what_this_call_did_not_make_is_not_removed(files: dict[str, str], game: str, tmp_path: Path, fake: Path, record: Record) -> None:
+    put(tmp_path / "a run", files)
+    with pytest.raises(UserError, match=r"choose another|is damaged"):
+        call(make(tmp_path, fake, game), record)
+    assert tree(tmp_path / "a run") == files and not record.path.exists()
+
+
+@pytest.mark.parametrize("files", [{}, {".git/HEAD": "ref"}])
+def test_bad_input_leaves_a_folder_that_was_there(files: dict[str, str], tmp_path: Path, fake: Path, record: Record) -> None:
+    put(tmp_path / "a run", files)
+    with pytest.raises(UserError, match="Unknown game"):
+        call(make(tmp_path, fake, "Pongg"), record)
+    assert (tmp_path / "a run").is_dir() and tree(tmp_path / "a run") == files
+
+
+def test_what_a_killed_call_left_unsaved_gives_way(tmp_path: Path, fake: Path, record: Record) -> None:
+    """Links go, not what they lead to."""
+    training, others = make(tmp_path, fake), tmp_path / "others"
+    put(others, {"events.out.tfevents.1": "theirs"})
+    left = (".lock", "metrics.jsonl", "checkpoint/state-9.safetensors", "checkpoint/.replay-0-9.safetensors.tmp")
+    put(training.run_dir, {"config.json": CONFIG} | dict.fromkeys(left, "{}"))
+    (training.run_dir / "tensorboard").symlink_to(others)
+    status, _ = call(training, record)
+    assert status == 0 and tree(others) == {"events.out.tfevents.1": "theirs"}
+    assert set(tree(training.run_dir)) == {".lock", "config.json", "metrics.jsonl", "calls.json", "checkpoint/checkpoint.json", "evaluation-30.json"}
+
+
+@pytest.mark.parametrize("text", ["{", "3", '["x"]', '[{"wall_seconds": 1, "commit": "abc"}]'])
+def test_damaged_calls_are_told_before_training(text: str, tmp_path: Path, fake: Path, record: Record) -> None:
+    training = make(tmp_path, fake)
+    call(training, record)
+    (training.run_dir / "calls.json").write_text(text)
+    with pytest.raises(UserError, match=r"calls\.json is damaged"):
+        call(make(tmp_path, fake, steps=40), record)
+    assert saved_step(training.run_dir) == 30
+
+
+@pytest.mark.parametrize("name", ["evaluation-30.json", "metrics.jsonl"])
+def test_other_damage_is_one_line(name: str, tmp_path: Path, fake: Path, record: Record) -> None:
+    call(make(tmp_path, fake), record)
+    (tmp_path / "a run" / name).write_text("{\n")
+    with pytest.raises(UserError, match="is damaged"):
+        call(make(tmp_path, fake), record)
 
 
 def test_two_at_once_is_one_too_many(tmp_path: Path, fake: Path, record: Record) -> None:
