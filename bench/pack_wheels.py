@@ -26,7 +26,6 @@ from stormfast.errors import UserError  # noqa: E402
 
 RUN = {
     "gymnasium": ["cloudpickle", "farama-notifications"],
-    "nvtx": [],
     "rich": ["markdown-it-py", "mdurl", "pygments"],
     "safetensors": [],
     "tyro": ["docstring-parser", "typeguard"],

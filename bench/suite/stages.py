@@ -11,16 +11,16 @@ from typing import Any
 from bench.suite import readers
 
 ROOT = Path(__file__).resolve().parents[2]
-RUN = ("gymnasium", "nvtx", "rich", "safetensors", "tyro")  # modules that a run of the agent imports, beside torch and numpy
+RUN = ("gymnasium", "rich", "safetensors", "tyro")  # modules that a run of the agent imports, beside torch and numpy
 PYTEST = ("-m", "pytest", "-v", "--color=no", "--continue-on-collection-errors", "-p", "no:cacheprovider")
 BENCH = ("pytest", "pytest_benchmark")
 ATARI = (("ale_py", "cv2"), ("envpool",))  # either steps an Atari game
 PRESETS = {"cuda": ("storm", "fast"), "cpu": ("tiny",)}
 PROFILE_STEPS = {"cuda": 200, "cpu": 20}
 LIMITS = {  # seconds that each kind of stage may take at most on CUDA: all first compile what they time
-    "doctor": 60,
-    "tests": 180,
-    "profile": 150,
+    "doctor": 30,
+    "tests": 150,
+    "profile": 200,
     "kernels": 180,
     "memory": 60,
     "phases": 180,
@@ -73,7 +73,8 @@ def _tests(kind: str) -> Stage:
     """Only files that have such tests: the rest may need packages that are not here."""
     files = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in path.read_text())
     command = (*PYTEST, "-m", "gpu", *files)
-    return Stage("tests", command, *_limits("tests", kind), read=readers.tests, needs=("pytest", *RUN), stop_with=signal.SIGINT)
+    read = readers.gpu_tests if kind == "cuda" else readers.tests
+    return Stage("tests", command, *_limits("tests", kind), read=read, needs=("pytest", *RUN), stop_with=signal.SIGINT)
 
 
 def _profile(preset: str, device: str, kind: str, steps: int, game: str) -> Stage:

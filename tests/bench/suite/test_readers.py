@@ -39,6 +39,12 @@ def test_outcomes_of_tests_are_counted_and_failures_named(tmp_path: Path) -> Non
     assert failures[1]["reason"] == "RuntimeError: no" and failures[2]["reason"] == ""
 
 
+def test_a_gpu_whose_tests_were_all_skipped_is_not_passed(tmp_path: Path) -> None:
+    assert readers.gpu_tests(write(tmp_path, LOG), NOTHING) == readers.tests(write(tmp_path, LOG), NOTHING)
+    with pytest.raises(ValueError, match="no test ran on the GPU: 1 were skipped"):
+        readers.gpu_tests(write(tmp_path, "tests/test_gpu.py::test_b SKIPPED (no CUDA device)                       [100%]\n"), NOTHING)
+
+
 def test_a_killed_pytest_leaves_its_lines(tmp_path: Path) -> None:
     found = readers.tests(write(tmp_path, LOG[: LOG.index("tests/test_gpu.py::test_d")]), NOTHING)
     assert (found["passed"], found["failed"], found["failures"]) == (1, 1, [])
