@@ -11,25 +11,22 @@ stands ready, and they run their rounds in turn. Whatever else the machine does,
 machine that has other work. On a CPU, what a round's main thread waited for a core is not counted either; beside much other work
 take --threads 1. A saved run is from another time: what changed on the machine since then is in the ratio, waiting included.
 
-How to read the answer: `ratio` is new over old, above 1 is slower, with an interval that covers the true one 99 times in 100
-(bench/comparing/ratios.py). `slower`: the whole interval lies beyond --limit, and the exit status is 1. `faster`: it lies below 1 / limit.
-`same`: it lies between. `unclear`: it is too wide for any of these; raise --rounds or --launches. The status is 1 too where a
-bench fails in this checkout, and where a count rose; 2 is bad input.
+How to read the answer: `ratio` is new over old, above 1 is slower, with an interval that covers that of these processes 99 times
+in 100 (bench/comparing/ratios.py). `slower`: the whole interval lies beyond --limit, and the exit status is 1. `faster`: it lies
+below 1 / limit. `same`: it lies between. `unclear`: it is too wide for any of these, after what may be slower was timed again, twice
+at most, with --against. The status is 1 too where a bench fails in this checkout, and where a count rose or can no longer be taken;
+2 is bad input.
 """
 
 import argparse
-import contextlib
 import json
 import math
 import os
 import shlex
-import signal
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,14 +36,15 @@ if __name__ == "__main__":
 import torch  # noqa: E402
 
 from bench.comparing import ratios  # noqa: E402
+from bench.comparing.scratch import scratch_directory  # noqa: E402
 from bench.comparing.sides import Choice, Side, run_counts  # noqa: E402
 from bench.comparing.trees import SHORT, resolve, snapshot, worktree  # noqa: E402
 from bench.comparing.turns import TurnsError  # noqa: E402
 from bench.comparing.verdicts import Comparison, as_json, in_turn, show, with_saved  # noqa: E402
 from bench.devices import commit, device_name, slug  # noqa: E402
+from bench.script import Parser, check_writable, status_of, written  # noqa: E402
 from stormfast.device import resolve_device  # noqa: E402
 from stormfast.errors import UserError  # noqa: E402
-from stormfast.run_dir import write_whole  # noqa: E402
 
 LEAST_RATIOS = 8  # rounds x launches, below which no interval covers 99 %
 
@@ -90,49 +88,39 @@ def last_saved(folder: Path) -> Path:
 
 def read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise UserError(f"{path} is damaged: {error}") from None
+    if not isinstance(content, dict) or not isinstance(content.get("datetime", ""), str):
+        raise UserError(f"{path} is no run saved by `make bench`; move it away")
+    return content
 
 
 def take_counts(comparison: Comparison, old: tuple[Path, list[str]], new: tuple[Path, list[str]]) -> None:
     """Puts the counts that differ, of files and what was said when they were written, into the comparison.
 
-    Compared are the groups that both sides have, counted with the same torch or triton.
+    Compared are the groups that the old side has, counted with the same torch or triton. One that could be counted then and cannot now
+    is a failure of the new side.
     """
     from bench import counts  # here, because it brings all that it counts
 
     (old_about, old_counts), (new_about, new_counts) = counts.read(old[0]), counts.read(new[0])
-    have = {counts.group_of(name) for name in old_counts} & {counts.group_of(name) for name in new_counts}
-    groups = counts.comparable(sorted(have), old_about, new_about)
+    had, have = ({counts.group_of(name) for name in side} for side in (old_counts, new_counts))
+    groups = counts.comparable(sorted(had & have), old_about, new_about)
+    for lost in sorted(had - have):
+        comparison.timing.failures.setdefault("new", {})[f"counts of {lost}"] = "could be counted in the old side, and cannot in the new"
     kept = [{name: value for name, value in side.items() if counts.group_of(name) in groups} for side in (old_counts, new_counts)]
     comparison.counts = counts.differences(*kept)
     comparison.notes += [*old[1], *new[1], *([] if groups else ["no group of counts could be compared"])]
-
-
-@contextlib.contextmanager
-def scratch_directory() -> Iterator[Path]:
-    """A directory that is gone afterwards, at SIGTERM and SIGHUP too: they end the process as an exception does."""
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    previous = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        with tempfile.TemporaryDirectory(prefix="stormfast-compare-") as scratch:
-            yield Path(scratch)
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 # --- the command -------------------------------------------------------------------------------------------------
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("paths", nargs="*", default=["bench"], help="bench files or folders; default all of bench/")
     parser.add_argument("--against", metavar="REF", help="a git ref, timed in turn; default the last saved run of this device")
     parser.add_argument("-k", dest="keyword", default="", metavar="EXPR", help="which benches, as pytest has it")
@@ -163,10 +151,21 @@ def check(given: argparse.Namespace) -> Choice:
         raise UserError(f"--patience must be above 0 seconds, got {given.patience}")
     if given.no_counts and given.counts_only:
         raise UserError("--no-counts and --counts-only leave nothing to compare; give one of them")
-    if given.json and (given.json.is_dir() or not os.access(given.json.resolve().parent, os.W_OK)):
-        raise UserError(f"--json must be a file in a directory that can be written, got {given.json}")
+    if given.json:
+        check_writable("--json", given.json)
     shared = {name: getattr(given, name) for name in ("keyword", "device", "rounds", "launches", "patience", "verbose")}
-    return Choice(paths=tuple(given.paths), **shared)
+    return Choice(paths=tuple(in_checkout(ROOT, path) for path in given.paths), **shared)
+
+
+def in_checkout(root: Path, path: str) -> str:
+    """A bench file or folder, or FILE::BENCH, as every copy of the checkout has it: relative. Raises: UserError where there is none."""
+    file, mark, bench = path.partition("::")
+    place = Path(os.path.normpath(root / file))
+    if not file or not place.exists():
+        raise UserError(f"no bench file or folder {file!r} in {root}; they lie in bench/")
+    if not place.is_relative_to(root) and not (place := place.resolve()).is_relative_to(root):
+        raise UserError(f"benches must lie in this checkout, {root}, got {file!r}")
+    return f"{place.relative_to(root)}{mark}{bench}"
 
 
 def run(given: argparse.Namespace, command: Sequence[str]) -> int:
@@ -174,15 +173,15 @@ def run(given: argparse.Namespace, command: Sequence[str]) -> int:
     if given.threads:
         use_threads(given.threads)
     parts = {"times": not given.counts_only, "counts": not given.no_counts}
-    if given.against:
+    if given.against is not None:
         comparison = compare_with_ref(ROOT, given.against, choice, given.limit, **parts)
     else:
         comparison = compare_with_saved(ROOT, choice, given.limit, **parts)
     if choice.device == "cpu" and torch.get_num_threads() > 1 and (load := os.getloadavg()[0]) > 1.5 * (os.cpu_count() or 1):
         comparison.notes.append(f"load average {load:.1f} on {os.cpu_count()} cores: threads wait for each other; --threads 1 tells more")
-    print(show(comparison))
     if given.json:
-        write_whole(given.json, as_text(about("bench/compare.py", command, given.device) | as_json(comparison)))
+        written(given.json, as_text(about("bench/compare.py", command, given.device) | as_json(comparison)))
+    print(show(comparison))
     return 1 if comparison.worse or comparison.empty else 0
 
 
@@ -211,19 +210,15 @@ def as_text(content: dict[str, Any]) -> bytes:
 def exit_status(name: str, run: Callable[[], int]) -> int:
     """What `run` returns, or one line and the status of what it raises."""
     try:
-        return run()
-    except (UserError, TurnsError) as error:
+        return status_of(name, run)
+    except TurnsError as error:
         print(f"{name}: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UserError) else 1
-    except KeyboardInterrupt:
-        print(f"{name}: interrupted; nothing of it is left", file=sys.stderr)
-        return 128 + signal.SIGINT
+        return 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     command = list(sys.argv[1:] if arguments is None else arguments)
-    given = parse(command)
-    return exit_status("compare", lambda: run(given, command))
+    return exit_status("compare", lambda: run(parse(command), command))
 
 
 if __name__ == "__main__":

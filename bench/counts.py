@@ -15,7 +15,8 @@ What is counted, in three groups:
 
 bench/counts.json holds them exactly, and the file must equal what is counted: a rise is a regression, and a fall that nobody
 wrote down could be lost unseen. Counts of phases and graphs hold for the version of torch that the file names, those of kernels for
-its version of triton; with another they are left out, with a line. Exit codes: 0 done, 1 a count differs (--check), 2 bad input.
+its version of triton; with another they are left out, with a line, and --check fails: name the groups that can be checked. Exit
+codes: 0 done, 1 a count differs or was not checked (--check), 2 bad input.
 """
 
 import argparse
@@ -23,7 +24,6 @@ import json
 import os
 import shlex
 import sys
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -39,8 +39,8 @@ if __name__ == "__main__":
 import torch  # noqa: E402
 
 from bench.devices import describe  # noqa: E402
+from bench.script import Parser, check_writable, status_of, written  # noqa: E402
 from stormfast.errors import UserError  # noqa: E402
-from stormfast.run_dir import write_whole  # noqa: E402
 
 SAVED = Path(__file__).with_name("counts.json")
 GROUPS = {"phases": "torch", "compiled": "torch", "kernels": "triton"}  # group -> whose version its counts depend on
@@ -122,19 +122,22 @@ def version(text: str | None) -> str:
 def check(path: Path, groups: Sequence[str]) -> int:
     """Compares with the file and says what differs. Returns: exit code 0 or 1. Raises: UserError."""
     about, saved = read(path)
-    groups = comparable(groups, about, describe(torch.device("cpu")))
+    checked = comparable(groups, about, describe(torch.device("cpu")))
     counted: dict[str, int] = {}
-    for group in groups:
+    for group in checked:
         counted |= count_group(group)
-    found = differences({name: value for name, value in saved.items() if group_of(name) in groups}, counted)
+    found = differences({name: value for name, value in saved.items() if group_of(name) in checked}, counted)
     for difference in found:
         say(str(difference))
     worse = sum(difference.worse for difference in found)
     if found:
         say(f"{worse} of {len(counted)} counts rose, {len(found) - worse} differ otherwise; if all are meant, write them down with `{RENEW}`")
-    else:
+    elif checked:
         print(f"{len(counted)} counts are those of {path.name}")
-    return 1 if found else 0
+    if len(checked) < len(groups):
+        unchecked = ",".join(group for group in groups if group not in checked)
+        say(f"{unchecked} could not be checked; install the versions of {path.name}, or write it with these: `{RENEW}`")
+    return 1 if found or len(checked) < len(groups) else 0
 
 
 # --- the file ----------------------------------------------------------------------------------------------------
@@ -144,10 +147,13 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     """What the file says about where it was counted, and the counts by flat names. Raises: UserError."""
     try:
         content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} must hold counts, but {one_line(error)}; write it with --write") from None
     if not isinstance(content, dict) or not isinstance(content.get("about"), dict) or not isinstance(content.get("counts"), dict):
         raise UserError(f"{path} must hold 'about' and 'counts', but it lacks one; write it with --write")
+    for library in GROUPS.values():
+        if not isinstance(content["about"].get(library), str | None):
+            raise UserError(f"{path} must name the version of {library}, but it is {content['about'][library]!r}; write it with --write")
     counts = flatten(content["counts"])
     for name, value in counts.items():
         if type(value) is not int:
@@ -159,10 +165,7 @@ def save(path: Path, counts: dict[str, int]) -> None:
     """Writes the file whole, with where the counts come from. Raises: UserError."""
     about = describe(torch.device("cpu")) | {"date": date.today().isoformat(), "command": command()}
     text = f'{{\n  "about": {json.dumps(about)},\n  "counts": {lines(nest(counts), "  ")}\n}}\n'
-    try:
-        write_whole(path, text.encode())
-    except OSError as error:
-        raise UserError(f"{path} could not be written: {error.strerror}; name another") from None
+    written(path, text.encode())
 
 
 def command() -> str:
@@ -197,17 +200,6 @@ def lines(tree: dict[str, Any], indent: str) -> str:
     return f"{{\n{inner}\n{indent}}}"
 
 
-def check_writable(path: Path) -> None:
-    """Raises UserError now for a file that could not be written after a minute of counting."""
-    try:
-        if path.exists() and not path.is_file():  # a device would be replaced by the file
-            raise UserError(f"what is written must be a file, but {path} is a directory or a device; name another")
-        with tempfile.TemporaryFile(dir=path.parent):  # access rights do not tell: root has them everywhere
-            pass
-    except OSError as error:
-        raise UserError(f"{path} must lie in a directory that can be written, but {error.strerror}; name another") from None
-
-
 # --- printing ----------------------------------------------------------------------------------------------------
 
 
@@ -219,7 +211,8 @@ def tables(counts: dict[str, int]) -> str:
         rows = list(leaves(tree.get(group, tree)))
         if rows:
             columns = list(rows[0][1])
-            text.append(aligned([[group, *columns], *([name, *(f"{row[column]:,}" for column in columns)] for name, row in rows)]))
+            cells = ([name, *(f"{row[column]:,}" if column in row else "-" for column in columns)] for name, row in rows)
+            text.append(aligned([[group, *columns], *cells]))
     return "\n\n".join(text)
 
 
@@ -257,8 +250,7 @@ def some_groups(text: str) -> list[str]:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    about, _, more = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(description=about, epilog=more, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--groups", type=some_groups, help=f"some of {','.join(GROUPS)}; default all")
     parser.add_argument("--file", type=Path, default=SAVED, help="what --check reads and --write writes; default bench/counts.json")
     does = parser.add_mutually_exclusive_group()
@@ -277,7 +269,7 @@ def run(options: argparse.Namespace) -> int:
         return check(options.file, groups)
     target = options.file if options.write else options.json
     if target:
-        check_writable(target)
+        check_writable("--file" if options.write else "--json", target)
     counts = {name: value for group in groups for name, value in count_group(group).items()} if options.write else collect(groups)
     if target:
         save(target, counts)
@@ -286,11 +278,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    try:
-        return run(parse(arguments))
-    except UserError as error:
-        say(f"counts: {error}")
-        return 2
+    return status_of("counts", lambda: run(parse(arguments)))
 
 
 if __name__ == "__main__":

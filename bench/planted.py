@@ -23,15 +23,18 @@ ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":
     sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]  # the proof is of this checkout
 
-from bench.compare import about, as_text, check, exit_status, scratch_directory, use_threads  # noqa: E402
+
+
+from bench.compare import about, as_text, check, exit_status, use_threads  # noqa: E402
 from bench.comparing import ratios  # noqa: E402
+from bench.comparing.scratch import scratch_directory  # noqa: E402
 from bench.comparing.sides import Choice, Side  # noqa: E402
 from bench.comparing.trees import snapshot  # noqa: E402
 from bench.comparing.verdicts import Comparison, as_json, in_turn, show  # noqa: E402
 from bench.devices import commit  # noqa: E402
+from bench.script import Parser, written  # noqa: E402
 from stormfast.errors import UserError  # noqa: E402
 from stormfast.progress import tell  # noqa: E402
-from stormfast.run_dir import write_whole  # noqa: E402
 
 SLOWDOWN = 0.20
 PATHS = [f"bench/bench_{name}.py" for name in ("world_model", "imagination", "agent", "act", "replay", "step")]
@@ -159,7 +162,7 @@ def record(trials: Sequence[Trial], plant: Plant) -> dict[str, Any]:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="planted", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("paths", nargs="*", default=PATHS, help="bench files; default all but kernels and environments")
     parser.add_argument("-k", dest="keyword", default="", metavar="EXPR", help="which benches, as pytest has it")
     parser.add_argument("--unchanged", type=int, default=3, help="comparisons of the checkout with itself; default %(default)s")
@@ -182,16 +185,15 @@ def run(given: argparse.Namespace, command: Sequence[str]) -> int:
     with scratch_directory() as scratch:
         trials = prove(ROOT, Plant(), choice, given.limit, given.unchanged, scratch)
     held = all(trial.held for trial in trials)
-    print("\n".join(["", table(trials), *reasons(trials), "held" if held else "FAILED"]))
     if given.json:
-        write_whole(given.json, as_text(about("bench/planted.py", command, choice.device) | record(trials, Plant())))
+        written(given.json, as_text(about("bench/planted.py", command, choice.device) | record(trials, Plant())))
+    print("\n".join(["", table(trials), *reasons(trials), "held" if held else "FAILED"]))
     return 0 if held else 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     command = list(sys.argv[1:] if arguments is None else arguments)
-    given = parse(command)
-    return exit_status("planted", lambda: run(given, command))
+    return exit_status("planted", lambda: run(parse(command), command))
 
 
 if __name__ == "__main__":

@@ -173,7 +173,7 @@ def launches() -> str:
 
 
 def asked(counts: Any) -> list[str]:
-    return [f"{counts['launches']:,}", str(counts["host_reads"]), number(counts["flops"] / 1e9) if counts["flops"] else "-"]
+    return [f"{counts['launches']:,}", str(counts["host_reads"]), number(counts["flops"] / 1e9) if counts.get("flops") else "-"]
 
 
 def benches() -> str:

@@ -5,7 +5,6 @@
 Times are medians of one call, with the interquartile range in brackets.
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -16,6 +15,8 @@ sys.path[:0] = [str(ROOT)]  # as a script, of this checkout
 
 from bench.grid import grid  # noqa: E402
 from bench.kernels import table as kernels  # noqa: E402
+from bench.script import Parser, status_of  # noqa: E402
+from stormfast.errors import UserError  # noqa: E402
 
 Record = dict[str, Any]  # the extra_info of one benchmark
 PHASES = ["bench", "preset", "ms", "GFLOP", "MB", "of floor", "of peak FLOP/s", "launches", "host reads"]
@@ -63,19 +64,21 @@ def heading(result: dict[str, Any]) -> str:
     return f"{machine['device']}, {versions}, commit {machine['commit']}{dirty}: `{machine['command']}`"
 
 
-def main() -> int:
-    about, _, more = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(description=about, epilog=more, formatter_class=argparse.RawDescriptionHelpFormatter)
+def work() -> int:
+    parser = Parser(__doc__)
     parser.add_argument("files", nargs="+", type=Path, help="what `make bench`, or `pytest bench --benchmark-json=FILE`, wrote")
     for path in parser.parse_args().files:
         try:
             result = json.loads(path.read_text())
             text = f"{heading(result)}\n\n{markdown([benchmark['extra_info'] for benchmark in result['benchmarks']])}\n"
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:  # JSON of any other shape
-            print(f"table: expected a file that `make bench` wrote, got {path}: {type(error).__name__}: {error}", file=sys.stderr)
-            return 2
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:  # JSON of any other shape
+            raise UserError(f"expected a file that `make bench` wrote, got {path}: {type(error).__name__}: {error}") from None
         print(text)
     return 0
+
+
+def main() -> int:
+    return status_of("table", work)
 
 
 if __name__ == "__main__":

@@ -45,8 +45,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]  # the report is about this ch
 from kernel_cases import PRESETS, Case, cases  # noqa: E402
 from kernel_resources import GPUS, Resources, measure, resident_warps  # noqa: E402
 
+from bench.script import Parser, check_writable, status_of, written  # noqa: E402
 from stormfast.errors import UserError  # noqa: E402
-from stormfast.run_dir import write_whole  # noqa: E402
 from stormfast_kernels import launch  # noqa: E402
 
 WIDE = {  # kernel -> (wide loads, wide stores): whether there must be some
@@ -156,24 +156,6 @@ def faults(row: Row) -> list[str]:
     return [line for line, wrong in lines.items() if wrong]
 
 
-def check_writable(path: Path) -> None:
-    """Raises UserError now for a file that could not be written after a minute of compiling."""
-    try:
-        if path.exists() and not path.is_file():  # a device would be replaced by the file
-            raise UserError(f"what is written must be a file, but {path} is a directory or a device; name another")
-        with tempfile.TemporaryFile(dir=path.parent):  # access rights do not tell: root has them everywhere
-            pass
-    except OSError as error:
-        raise UserError(f"{path} must lie in a directory that can be written, but {error.strerror}; name another") from None
-
-
-def write(path: Path, text: str) -> None:
-    try:
-        write_whole(path, text.encode())
-    except OSError as error:
-        raise UserError(f"{path} could not be written: {error.strerror}; name another") from None
-
-
 # --- printing ----------------------------------------------------------------------------------------------------
 
 COLUMNS = ("case", "shape", "sm", "regs", "smem", "stack", "spill", "SASS", "ld128", "st128", "mma", "occ", "programs", "MB", "B/inst")
@@ -229,8 +211,7 @@ def listed(known: Sequence[Any], kind: type) -> Any:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    about, _, more = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(description=about, epilog=more, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--presets", type=listed(PRESETS, str), help=f"some of {','.join(PRESETS)}; default storm,fast")
     parser.add_argument("--targets", type=listed(list(GPUS), int), help=f"compute capabilities, some of {','.join(map(str, GPUS))}; default all")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to a file as well")
@@ -242,12 +223,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def report(options: argparse.Namespace) -> int:
     """Makes the report. Returns: exit code 0 or 1."""
     if options.json:
-        check_writable(options.json)
+        check_writable("--json", options.json)
     rows = survey([case for preset in options.presets or ["storm", "fast"] for case in cases(preset)], options.targets or list(GPUS))
     found = breaches(rows)
     if options.json:
         content = {"triton": launch.triton.__version__, "rows": [row.record() for row in rows], "breaches": found}
-        write(options.json, json.dumps(content, indent=1) + "\n")
+        written(options.json, json.dumps(content, indent=1).encode() + b"\n")
     print(markdown_table(rows) if options.markdown else f"{text_table(rows)}\n{summary(rows)}")
     if not options.check:
         return 0
@@ -257,12 +238,7 @@ def report(options: argparse.Namespace) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = parse(arguments)
-    try:
-        return report(options)
-    except UserError as error:
-        print(f"kernel_report: {error}", file=sys.stderr)
-        return 2
+    return status_of("kernel_report", lambda: report(parse(arguments)))
 
 
 if __name__ == "__main__":

@@ -32,8 +32,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]  # the count is of this checkout, whatever is installed
 
 import torch  # noqa: E402
-from script import Parser, provenance, status_of, written  # noqa: E402
 
+from bench.script import Parser, check_writable, provenance, status_of, written  # noqa: E402
 from stormfast.act import Player  # noqa: E402
 from stormfast.config import TrainConfig, preset_config  # noqa: E402
 from stormfast.errors import UserError  # noqa: E402
@@ -177,6 +177,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def report(arguments: Sequence[str] | None) -> int:
     """Prints and writes what the arguments ask for. Returns the exit status. Raises: UserError."""
     options = parse(arguments)
+    if options.picture:
+        check_writable("--picture", options.picture, ".png")
     rows = [counted(preset, options.precision) for preset in options.preset or ["storm", "fast", "cpu"]]
     records = [record for record, _ in rows]
     if options.picture:
@@ -188,7 +190,7 @@ def report(arguments: Sequence[str] | None) -> int:
         around = snapshots(options.snapshot, record["preset"], device)
         record["measured"] = measured(preset_config(record["preset"], "standard"), getattr(torch, record["precision"]), device, around)
     if options.json:
-        print(json.dumps({**provenance("memory.py", arguments), "presets": records}))  # each says what it was counted for or measured on
+        print(json.dumps({**provenance("profiling/memory.py", arguments), "presets": records}))  # each says what it was counted for or measured on
     else:
         print("\n\n".join([table(records), *map(peak_lines, records), *(measured_lines(r) for r in records if "measured" in r)]))
     over = [record for record in records if options.check and is_over(record)]

@@ -16,26 +16,22 @@
 #     Warp state (in the GUI)           the stall with most cycles; Long Scoreboard is memory's latency: more loads in flight
 # What its instructions and registers are needs no GPU: kernel_report.py. How much of the step it is: nsys.sh, trace.py.
 set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/nsight.sh"
 
-fail() { # MESSAGE [STATUS]: one line on stderr
-  echo "profiling/ncu.sh: error: $1" >&2
-  exit "${2:-2}"
-}
-
-is_count() { [[ "$1" =~ ^[0-9]+$ ]]; }
+is_count() { [[ "$1" =~ ^[0-9]{1,9}$ ]]; }
 
 kernel='' any=false count=5 skip=0
 settings=()
 while (($#)); do
   case "$1" in
     -h | --help)
-      sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "${BASH_SOURCE[0]}"
+      print_help
       exit 0
       ;;
     --any) any=true ;;
     --count | --skip)
       is_count "${2:-}" || fail "$1 must be a number of launches, got '${2:-}'"
-      if [[ "$1" == --count ]]; then count="$2"; else skip="$2"; fi
+      if [[ "$1" == --count ]]; then count=$((10#$2)); else skip=$((10#$2)); fi # 08 is no octal number
       shift
       ;;
     --*=*) settings+=("$1") ;;
@@ -52,15 +48,6 @@ while (($#)); do
 done
 ((count > 0)) || fail "--count must be at least 1, got $count"
 
-out="${OUT:-}"
-[[ -z "$out" || "$out" == /* ]] || out="$PWD/$out" # as seen from where the script was called
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-out="${out:-profiling/out}"
-if [[ -z "${PYTHON:-}" ]]; then
-  PYTHON=python3
-  [[ -x .venv/bin/python ]] && PYTHON=.venv/bin/python
-fi
-
 ncu="${NCU:-ncu}"
 command -v "$ncu" >/dev/null ||
   fail "needs Nsight Compute, but there is no $ncu; it comes with the CUDA toolkit (or NCU=/path/to/ncu). profiling/kernel_report.py needs none"
@@ -73,14 +60,10 @@ else
   grep -qxF -- "$kernel" <<<"$known" || fail "'$kernel' is none of our kernels, $(paste -sd ' ' <<<"$known"); for another's, put --any before it"
   pattern="regex:^$kernel\$"
 fi
-"$PYTHON" -c 'import importlib.util as u, sys; sys.exit(u.find_spec("torch") is None)' 2>/dev/null ||
-  fail "needs a Python with stormfast's packages, but $PYTHON is none that has torch; run make, or name another: PYTHON=..."
+needs_torch
 
-unset TRITON_INTERPRET # for machines without a GPU
 arguments=(--device cuda --steps 1 "${settings[@]}")
-label="$("$PYTHON" profiling/warm_steps.py "${arguments[@]}" --name-for ncu)" || exit "$?"
-mkdir -p "$out" || fail "OUT must be a directory that can be written, got $out"
-report="$out/ncu-$(tr -c 'A-Za-z0-9_\n' '-' <<<"$kernel")-$label"
+begin_report ncu "ncu-$(tr -c 'A-Za-z0-9_\n' '-' <<<"$kernel")" "${arguments[@]}"
 
 "$ncu" --set full --clock-control none --profile-from-start off --graph-profiling node \
   --kernel-name "$pattern" --launch-skip "$skip" --launch-count "$count" --export "$report" \

@@ -13,41 +13,24 @@
 # should, for the action. Kernels of graphs are shown one by one (--cuda-graph-trace=node), which costs some time of its own:
 # for speed, believe `stormfast profile`.
 set -euo pipefail
-
-fail() { # MESSAGE [STATUS]: one line on stderr
-  echo "profiling/nsys.sh: error: $1" >&2
-  exit "${2:-2}"
-}
+source "$(dirname "${BASH_SOURCE[0]}")/nsight.sh"
 
 for argument in "$@"; do
   case "$argument" in
     -h | --help)
-      sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "${BASH_SOURCE[0]}"
+      print_help
       exit 0
       ;;
   esac
 done
 
-out="${OUT:-}"
-[[ -z "$out" || "$out" == /* ]] || out="$PWD/$out" # as seen from where the script was called
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-out="${out:-profiling/out}"
-if [[ -z "${PYTHON:-}" ]]; then
-  PYTHON=python3
-  [[ -x .venv/bin/python ]] && PYTHON=.venv/bin/python
-fi
-
 nsys="${NSYS:-nsys}"
 command -v "$nsys" >/dev/null ||
   fail "needs Nsight Systems, but there is no $nsys; it comes with the CUDA toolkit (or NSYS=/path/to/nsys). profiling/trace.py needs none"
-"$PYTHON" -c 'import importlib.util as u, sys; sys.exit(u.find_spec("torch") is None)' 2>/dev/null ||
-  fail "needs a Python with stormfast's packages, but $PYTHON is none that has torch; run make, or name another: PYTHON=..."
+needs_torch
 
-unset TRITON_INTERPRET # for machines without a GPU
 arguments=(--device cuda --steps 10 "$@")
-label="$("$PYTHON" profiling/warm_steps.py "${arguments[@]}" --name-for nsys)" || exit "$?"
-mkdir -p "$out" || fail "OUT must be a directory that can be written, got $out"
-report="$out/nsys-$label"
+begin_report nsys nsys "${arguments[@]}"
 
 "$nsys" profile --trace=cuda,nvtx,osrt --sample=none --cpuctxsw=none \
   --capture-range=cudaProfilerApi --capture-range-end=stop --cuda-graph-trace=node \

@@ -28,10 +28,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]  # the formulae are of this ch
 
 from gpus import DEVICES, PRECISIONS, Device, check_names, given, measured  # noqa: E402
 from roofline_table import markdown, text  # noqa: E402
-from script import Parser, provenance, status_of, written  # noqa: E402
 from work_formulas import Part, calls_per_step, parts  # noqa: E402
 from work_kernels import Kernel  # noqa: E402
 
+from bench.script import Parser, check_writable, provenance, status_of, written  # noqa: E402
 from stormfast.config import PRESETS, PROTOCOLS, TrainConfig, override, preset_config, validate  # noqa: E402
 from stormfast.errors import UserError  # noqa: E402
 
@@ -98,12 +98,28 @@ def read_profile(path: Path) -> dict[str, Any]:
     """What `stormfast profile --json` printed. Raises: UserError."""
     try:
         profile = json.loads(path.read_text())
-        lacking = {"preset", "protocol", "precision", "device_name", "peaks", "phases", "step_ms"} - profile.keys()
-    except (OSError, ValueError, AttributeError) as error:
+        check_profile(profile)
+    except KeyError as error:
+        raise UserError(f"--profile must be a file that `stormfast profile --json` wrote, but {path} lacks {error}") from None
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"--profile must be a file that `stormfast profile --json` wrote, but {path}: {error}") from None
-    if lacking:
-        raise UserError(f"--profile must be a file that `stormfast profile --json` wrote, but {path} lacks {', '.join(sorted(lacking))}")
     return profile
+
+
+def check_profile(profile: dict[str, Any]) -> None:
+    """Raises: KeyError, TypeError, AttributeError or ValueError for what is not there, or not as `stormfast profile` has it."""
+    for name, known in {"preset": PRESETS, "protocol": PROTOCOLS, "precision": PRECISIONS}.items():
+        if profile[name] not in known:
+            raise ValueError(f"{name} must be one of {', '.join(known)}, got {json.dumps(profile[name])}")
+    for name, kind in {"device_name": str, "peaks": dict, "phases": dict}.items():
+        if not isinstance(profile[name], kind):
+            raise ValueError(f"{name} must be a {kind.__name__}, got a {type(profile[name]).__name__}")
+    positive = {"step_ms": profile["step_ms"]}
+    positive |= {f"peaks.{name}": profile["peaks"][name] for name in ("bfloat16_flops", "float32_flops", "copy_bytes")}
+    counted = {f"phases.{name}.{key}": phase[key] for name, phase in profile["phases"].items() for key in ("ms", "flops")}
+    for name, value in (positive | counted).items():
+        if type(value) not in (int, float) or not 0 <= value <= sys.float_info.max or (value == 0 and name in positive):
+            raise ValueError(f"{name} must be a {'positive ' if name in positive else ''}number, got {json.dumps(value)}")
 
 
 def profiled_device(profile: dict[str, Any]) -> Device:
@@ -181,10 +197,12 @@ def read_setting(text: str) -> tuple[str, Any]:
 
 def chosen_devices(options: argparse.Namespace, profile: dict[str, Any] | None) -> tuple[dict[str, Device], dict[str, Any] | None]:
     """Key -> device, in the order asked for; and what is known of this machine where it was measured. Raises: UserError."""
-    asked = options.device or ("" if options.peaks or profile else DEFAULT_DEVICES)
-    names = list(dict.fromkeys(name for name in asked.lower().split(",") if name))
+    if options.device is None:
+        names = [] if options.peaks is not None or profile else DEFAULT_DEVICES.split(",")
+    else:
+        names = list(dict.fromkeys(options.device.lower().split(",")))
     check_names(names)
-    devices = {"given": given(options.peaks)} if options.peaks else {}
+    devices = {} if options.peaks is None else {"given": given(options.peaks)}
     about = None
     for name in names:
         if name == "measured":
@@ -199,6 +217,10 @@ def chosen_devices(options: argparse.Namespace, profile: dict[str, Any] | None) 
 def report(arguments: Sequence[str] | None) -> int:
     """Prints and writes what the arguments ask for. Returns the exit status. Raises: UserError."""
     options = parse(arguments)
+    if options.json:
+        check_writable("--json", options.json)
+    if options.picture:
+        check_writable("--picture", options.picture, ".png")
     profile = read_profile(options.profile) if options.profile else None
     config, precision = settings(options, profile)
     devices, about = chosen_devices(options, profile)
@@ -217,7 +239,7 @@ def report(arguments: Sequence[str] | None) -> int:
     print((markdown if options.markdown else text)(result))
     if options.json:
         machine = {} if about is None else {"machine": about}  # where a device was measured
-        whole = {**provenance("roofline.py", arguments), **machine, **result}
+        whole = {**provenance("profiling/roofline.py", arguments), **machine, **result}
         written(options.json, json.dumps(whole, indent=1).encode() + b"\n")
     if options.picture:
         from roofline_picture import picture  # matplotlib takes a second to load

@@ -37,13 +37,13 @@ from trace_summary import PREFIX, summarise  # noqa: E402
 from warm_steps import Parser, about, exit_status, label, settings, take_steps  # noqa: E402
 
 from bench.devices import describe  # noqa: E402
+from bench.script import check_writable, written  # noqa: E402
 from stormfast import ranges  # noqa: E402
 from stormfast.device import resolve_device  # noqa: E402
 from stormfast.errors import UserError  # noqa: E402
 from stormfast.peaks import synchronize  # noqa: E402
 from stormfast.profile import warm_run  # noqa: E402
 from stormfast.run import Run  # noqa: E402
-from stormfast.run_dir import write_whole  # noqa: E402
 
 OUT = ROOT / "profiling" / "out"
 SUFFIXES = (".json", ".json.gz")
@@ -81,29 +81,13 @@ def watch_graphs(device: torch.device) -> None:
         prepare()
 
 
-# --- writing and printing ----------------------------------------------------------------------------------------
+# --- printing ----------------------------------------------------------------------------------------------------
 
 
-def check_writable(option: str, path: Path) -> None:
-    """Makes the directory. Raises: UserError for a name that is no trace's, and where it cannot be written: now, not after the steps."""
-    if not path.name.endswith(SUFFIXES):
-        raise UserError(f"{option} must end in {' or '.join(SUFFIXES)}, got {path}")
-    if path.is_dir():
-        raise UserError(f"{option} must be a file, but {path} is a directory")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise UserError(f"{option} must lie in a directory that can be written, got {path}: {error.strerror or error}") from None
-
-
-def write(path: Path, value: dict[str, Any]) -> None:
+def packed(path: Path, value: dict[str, Any]) -> bytes:
+    """JSON, compressed where the name says so."""
     data = json.dumps(value).encode()
-    try:
-        write_whole(path, gzip.compress(data) if path.name.endswith(".gz") else data)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}; choose another file") from None
+    return gzip.compress(data) if path.name.endswith(".gz") else data
 
 
 def report(found: dict[str, Any]) -> str:
@@ -140,9 +124,9 @@ def work(arguments: Sequence[str] | None) -> int:
     options = parse(arguments)
     config = settings(options)
     path = options.out or OUT / f"trace-{label(config.preset)}.json.gz"
-    check_writable("--out", path)
+    check_writable("--out", path, *SUFFIXES, make=True)
     if options.json:
-        check_writable("--json", options.json)
+        check_writable("--json", options.json, *SUFFIXES, make=True)
     watch_graphs(resolve_device(config.device))
     with warm_run(config) as run:
         trace, steps = traced(run, options.steps, options.stacks)
@@ -151,9 +135,9 @@ def work(arguments: Sequence[str] | None) -> int:
     found = summarise(trace, steps)
     if origin["device_type"] == "cuda" and found["gpu"] is None:
         raise UserError("torch.profiler saw nothing on the GPU; where CUPTI may not watch, as torch says above, run as root, or trace --device cpu")
-    write(path, trace | {"stormfast": origin})
+    written(path, packed(path, trace | {"stormfast": origin}))
     if options.json:
-        write(options.json, origin | found)
+        written(options.json, packed(options.json, origin | found))
     print(f"{origin['run']}, commit {origin['commit']}{' and changes' if origin['dirty'] else ''}: {steps} steps under the profiler\n")
     print(f"{report(found)}\n\n{path} opens in ui.perfetto.dev", flush=True)
     return 0

@@ -24,9 +24,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]  # the steps are of this checkout, whatever is installed
 
-import script  # noqa: E402
 import torch  # noqa: E402
 
+from bench import script  # noqa: E402
 from bench.devices import commit  # noqa: E402
 from stormfast import ranges  # noqa: E402
 from stormfast.compile import compiler_failed  # noqa: E402
@@ -127,11 +127,7 @@ def exit_status(program: str, work: Callable[[], int]) -> int:
                 raise
             raise UserError("these steps do not fit in memory; take a smaller --preset or another --device") from None
 
-    try:
-        return script.status_of(f"{program}: error", steps_fit)
-    except KeyboardInterrupt:
-        print(f"{program}: interrupted", file=sys.stderr)
-        return 130
+    return script.status_of(program, steps_fit)
 
 
 # --- this script -------------------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ from stormfast.errors import UserError  # noqa: E402
 CONFIDENCE = 0.99  # of one bench's interval
 LIMIT = 1.10
 ROUNDS, LAUNCHES = 30, 3
+AGAIN = 2  # times that what may be slower is timed again, with as many launches more
 FALSE_ALARMS = 10  # times as many benches are simulated for them: they are rare
 Floats = NDArray[np.float64]
 Verdict = Literal["slower", "faster", "same", "unclear"]
@@ -40,7 +41,10 @@ Verdict = Literal["slower", "faster", "same", "unclear"]
 
 @dataclass(frozen=True)
 class Ratio:
-    """New over old, with the interval that covers the true ratio with probability `coverage`.
+    """New over old, with the interval that covers the ratio of these processes with probability `coverage`.
+
+    Two processes of the same code differ too, by the luck of their memory: the code's own ratio is covered less often, in 87 to 94 of
+    100 simulated comparisons. That is what the limit's distance from 1 and the launches' agreement are for.
 
     Attributes:
         by_launch: the median ratio of each pair of processes.
@@ -56,15 +60,21 @@ class Ratio:
         """slower: the whole interval lies beyond limit, and every launch says so; faster: the same below 1 / limit.
 
         same: the interval lies between the two. unclear: none of these, or too few rounds for an interval. A launch says so when
-        its median is beyond the limit's square root: one process that had bad luck with its memory is no slowdown.
+        its median is beyond the limit's square root: one process that had bad luck with its memory is no slowdown. Of more than
+        three launches, one in three may say otherwise.
         """
         if self.coverage < CONFIDENCE:
             return "unclear"
-        if self.low > limit and min(self.by_launch) > math.sqrt(limit):
+        launches, spared = sorted(self.by_launch), (len(self.by_launch) - 1) // 3
+        if self.low > limit and launches[spared] > math.sqrt(limit):
             return "slower"
-        if self.high < 1 / limit and max(self.by_launch) < 1 / math.sqrt(limit):
+        if self.high < 1 / limit and launches[-1 - spared] < 1 / math.sqrt(limit):
             return "faster"
         return "same" if self.low >= 1 / limit and self.high <= limit else "unclear"
+
+    def doubtful(self, limit: float) -> bool:
+        """Whether it may be slower, and more launches would tell."""
+        return self.verdict(limit) == "unclear" and self.high > limit
 
 
 def median_ranks(count: int, confidence: float) -> tuple[int, float]:
@@ -187,8 +197,13 @@ def flagged(truth: float, rounds: int, launches: int, limit: float, benches: int
     rng, noise = np.random.default_rng(seed), noise or Noise()
     slower = 0
     for _ in range(benches):
-        pairs = [simulate_launch(truth, rounds, rng, noise) for _ in range(launches)]
-        slower += paired_ratio(pairs).verdict(limit) == "slower"
+        pairs: list[tuple[Floats, Floats]] = []
+        for _ in range(1 + AGAIN):
+            pairs += [simulate_launch(truth, rounds, rng, noise) for _ in range(launches)]
+            ratio = paired_ratio(pairs)
+            if not ratio.doubtful(limit):
+                break
+        slower += ratio.verdict(limit) == "slower"
     return slower / benches
 
 

@@ -99,7 +99,7 @@ def starter(side: Side, log: Path, result: Path, choice: Choice) -> Callable[[],
     def start() -> Worker:
         with open(log, "wb") as file:
             output = sys.stderr.fileno() if choice.verbose else file
-            return Worker(side.name, choice.command(result), side.tree, environment(side.tree, side.commit), output)
+            return Worker(side.name, choice.command(result), side.tree, environment(side.tree, side.commit, result.parent), output)
 
     return start
 
@@ -203,7 +203,7 @@ def run_counts(side: Side, scratch: Path) -> tuple[Path, list[str]]:
     """Has bench/counts.py count in a side's tree. Returns: its file, and what it said on stderr. Raises: UserError where it fails."""
     result = scratch / f"{side.name}-counts.json"
     command = [sys.executable, "bench/counts.py", "--json", str(result)]
-    done = subprocess.run(command, cwd=side.tree, env=environment(side.tree, side.commit), capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=side.tree, env=environment(side.tree, side.commit, scratch), capture_output=True, text=True, check=False)
     said = [line for line in done.stderr.splitlines() if line.strip()]
     if done.returncode or not result.exists():
         raise UserError(f"{side.name}: bench/counts.py cannot count there: {said[-1] if said else done.returncode}; --no-counts leaves counts out")

@@ -27,10 +27,13 @@ from typing import IO, Any
 
 import pytest
 
+from stormfast.errors import UserError
+
 VARIABLE = "STORMFAST_TURNS"  # file descriptors of the worker's pipes: "read,write"
 SCHEDSTAT = Path("/proc/self/schedstat")  # of the main thread: ns on a core, ns ready and without one, time slices
 PACKAGES = ("stormfast", "stormfast_kernels")  # what is timed: a worker says where it imports them from
 GO = b"g"
+OTHERS = 0.01  # of a round, that other threads may take without being what it waited for
 LOOK_EVERY = 1.0  # seconds between two looks whether a silent worker is alive
 ENDS_WITHIN = 60.0  # seconds from its last word to its end
 SETTLE = 0.002  # seconds between two turns: OpenMP's threads spin for about a millisecond after their work
@@ -45,7 +48,8 @@ class Turns:
     def __init__(self, read: int, write: int) -> None:
         self._read, self._write = read, write
         self._ids: list[str] = []
-        self._running, self._queued = "", 0.0  # the bench whose round runs, and queued_seconds() when it began
+        self._running = ""  # the bench whose round runs
+        self._began = (0.0, 0.0, 0.0)  # moments() when it did
         for descriptor in (read, write):
             os.set_inheritable(descriptor, False)  # what a bench starts must not keep them open
 
@@ -63,12 +67,13 @@ class Turns:
         self.tell(at=bench_id, index=index, round=round)
         if os.read(self._read, 1) != GO:
             pytest.exit("the comparison that these benches took turns for is gone", returncode=1)
-        self._running, self._queued = bench_id, queued_seconds()
+        self._running, self._began = bench_id, moments()
 
     def round_over(self) -> None:
-        """Says how long the round that ran, if one did, had to wait for a core."""
+        """Says how long the round that ran, if one did, had to wait for a core: 0 where other threads of this process may have held it."""
         if self._running:
-            self.tell(ran=self._running, queued=queued_seconds() - self._queued)
+            wall, queued, others = (now - then for now, then in zip(moments(), self._began, strict=True))
+            self.tell(ran=self._running, queued=queued if others < OTHERS * wall else 0.0)
             self._running = ""
 
     def tell(self, **message: Any) -> None:
@@ -80,6 +85,11 @@ class Turns:
         """Says which benches will run, in order, and which packages they time."""
         self._ids = ids
         self.tell(collected=ids, packages={name: _origin(name) for name in PACKAGES})
+
+
+def moments() -> tuple[float, float, float]:
+    """Seconds so far: by the clock, queued for a core, and processor time of all threads but the main one."""
+    return time.perf_counter(), queued_seconds(), time.process_time() - time.thread_time()
 
 
 def queued_seconds() -> float:
@@ -101,12 +111,16 @@ def _origin(name: str) -> str:
 
 @functools.cache
 def join() -> Turns | None:
-    """This process's end of the pipes, None where nobody compares it."""
+    """This process's end of the pipes, None where nobody compares it. Raises: UserError where the variable names none."""
     descriptors = os.environ.pop(VARIABLE, None)  # not for what the benches start
     if descriptors is None:
         return None
-    read, write = map(int, descriptors.split(","))
-    return Turns(read, write)
+    try:
+        read, write = map(int, descriptors.split(","))
+        return Turns(read, write)
+    except (ValueError, OverflowError, OSError):
+        wanted = "two open file descriptors, READ,WRITE, and is set by bench/compare.py alone"
+        raise UserError(f"{VARIABLE} must be {wanted}, got {descriptors!r}; unset it") from None
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -4,13 +4,14 @@ import dataclasses
 import json
 import statistics
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bench.comparing.ratios import CONFIDENCE, Ratio, Verdict, paired_ratio, unpaired_ratio
+from bench.comparing.ratios import AGAIN, CONFIDENCE, Ratio, Verdict, paired_ratio, unpaired_ratio
 from bench.comparing.sides import Choice, Rounds, Side, Timing, copies_of, rounds_of, time_alone, time_in_turn
 from stormfast.errors import UserError
+from stormfast.progress import tell
 
 SAVED = "A saved run is from another time: what changed on the machine since is in the ratios. Only --against REF, in turn, is free of that."
 SAME_MACHINE = ("device", "torch", "triton", "threads", "driver")  # what a saved run should have in common
@@ -62,22 +63,37 @@ class Comparison:
 
 
 def in_turn(old: Side, new: Side, choice: Choice, limit: float, scratch: Path) -> Comparison:
-    """Raises: UserError, TurnsError as timed.time_in_turn."""
+    """Times all benches, and those that may be slower again until it is clear, AGAIN times at most. Raises: UserError, TurnsError."""
     timing = time_in_turn(old, new, choice, scratch)
     comparison = Comparison("in turn", limit, choice, timing, old=old.commit)
-    for bench, launches in timing.pairs.items():
-        olds, news = ([seconds for pair in launches for seconds in pair[i]] for i in (0, 1))
-        comparison.benches[bench] = Compared(paired_ratio(launches), statistics.median(olds), statistics.median(news))
+    judge(comparison)
+    for _ in range(AGAIN):
+        doubtful = tuple(bench for bench, found in comparison.benches.items() if found.ratio.doubtful(limit))
+        if not doubtful:
+            break
+        tell(f"{len(doubtful)} benches may be slower: timed again ...")
+        for bench, launches in time_in_turn(old, new, replace(choice, paths=doubtful, keyword=""), scratch).pairs.items():
+            timing.pairs[bench] += launches
+        judge(comparison)
     return comparison
 
 
+def judge(comparison: Comparison) -> None:
+    """Ratios of all rounds so far."""
+    for bench, launches in comparison.timing.pairs.items():
+        olds, news = ([seconds for pair in launches for seconds in pair[i]] for i in (0, 1))
+        comparison.benches[bench] = Compared(paired_ratio(launches), statistics.median(olds), statistics.median(news))
+
+
 def with_saved(new: Side, saved: Path, choice: Choice, limit: float, scratch: Path) -> Comparison:
-    """Raises: UserError for a saved run without the times of rounds; else as timed.time_in_turn."""
+    """Raises: UserError for a saved run without the times of rounds; else as sides.time_alone."""
     content = json.loads(saved.read_text())
     try:
-        before, machine, date = rounds_of(content), content["machine_info"], content["datetime"][:10]
+        before, machine, date = rounds_of(content), dict(content["machine_info"]), content["datetime"][:10]
     except KeyError as error:
         raise UserError(f"{saved} is no run saved by `make bench`: it lacks {error}") from None
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"{saved} is no run saved by `make bench`: {error}") from None
     rounds, timing = time_alone(new, choice, scratch)
     comparison = Comparison("saved", limit, choice, timing, old=f"{saved.name} of {date}, commit {machine.get('commit', 'unknown')}", notes=[SAVED])
     for bench in [bench for bench in rounds if bench in before]:

@@ -23,7 +23,7 @@ from stormfast.act import Player
 from stormfast.batch import OBS_SHAPE
 from stormfast.config import PRESETS, ProfileConfig, TrainConfig, override
 from stormfast.counting import Counts, count
-from stormfast.full_step import FullStep, count_phases
+from stormfast.full_step import FullStep, count_phases, cycle_steps
 from stormfast.memory import WeightlessLearner, full_replay
 from stormfast.profile import training_config
 from stormfast.run import Run, build
@@ -52,12 +52,14 @@ def collect() -> dict[str, int]:
 
 
 def of_preset(preset: str) -> dict[str, int]:
-    """PRESET.PHASE.launches, .host_reads, .flops and .bytes."""
+    """PRESET.PHASE.launches, .host_reads, .flops and .bytes; of `append` and `loop` launches and host reads alone."""
     counts: dict[str, int] = {}
     work = at_full_size(preset)
     for phase, asked in as_run(preset).items():
         quantities = {"launches": asked.launches, "host_reads": len(asked.host_reads), "flops": work[phase].flops, "bytes": work[phase].bytes}
         counts |= {f"{preset}.{phase}.{quantity}": value for quantity, value in quantities.items()}
+    for part, asked in around(preset).items():
+        counts |= {f"{preset}.{part}.launches": asked.launches, f"{preset}.{part}.host_reads": len(asked.host_reads)}
     return counts
 
 
@@ -68,6 +70,22 @@ def as_run(preset: str) -> dict[str, Counts]:
     """Counts of each phase that is the device's, of a warm run."""
     with operators_as_on_a_gpu() if preset in ON_GPU else ExitStack(), warm_run(small_config(preset)) as run:
         return of_the_device(count_phases(run))
+
+
+def around(preset: str) -> dict[str, Counts]:
+    """What lies around the phases: `append`, a step's rows into replay, and `loop`, a cycle of the training loop with all that is in it.
+
+    Frames on a CPU are the device's, so that what the loop does with them on the host counts too.
+    """
+    with operators_as_on_a_gpu() if preset in ON_GPU else ExitStack(), warm_run(small_config(preset)) as run:
+        device, end = run.learner.device, run.step + cycle_steps(run.config)
+        rows = run.collector.step(run.collector.act(at_random=True))
+
+        def cycle() -> None:
+            while run.step < end:
+                advance(run)
+
+        return {"append": count(lambda: run.replay.append(rows), device), "loop": count(cycle, device)}
 
 
 def full_config(preset: str) -> TrainConfig:

@@ -30,11 +30,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]  # so that it runs as a script
 from bench.devices import describe  # noqa: E402
 from bench.peers.collection_backends import OURS, backends_of  # noqa: E402
 from bench.peers.collection_workers import CONFIG, Row, measure  # noqa: E402
+from bench.script import Parser, check_writable, status_of, written  # noqa: E402
 from stormfast.config import validate_env  # noqa: E402
 from stormfast.envs import resolve_backend  # noqa: E402
 from stormfast.errors import UserError  # noqa: E402
 from stormfast.games import check_game  # noqa: E402
-from stormfast.run_dir import write_whole  # noqa: E402
 
 VERSIONS = ("ale-py", "envpool", "gymnasium", "numpy", "opencv-python-headless")
 HEADER = ("game", "envs", "backend", "steps/s (least-most)", "over auto (least-most)", "CPU us a step", "library alone", "frames")
@@ -111,7 +111,7 @@ def heading(result: dict[str, Any]) -> str:
 
 def arguments() -> argparse.Namespace:
     """Checked. Raises: UserError for games, sizes or a place for the results that cannot be."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Parser(__doc__)
     parser.add_argument("--games", type=lambda text: text.split(","), default=["Pong", "Breakout"], help="default: Pong,Breakout")
     parser.add_argument("--num-envs", type=lambda text: [int(n) for n in text.split(",")], default=[1, 4, 16], help="default: 1,4,16")
     parser.add_argument("--seconds", type=float, default=3.0, help="of a turn (default: 3)")
@@ -128,8 +128,8 @@ def arguments() -> argparse.Namespace:
         validate_env(CONFIG, num_envs=num_envs, backend="auto", seed=0)
     if not (0 < known.seconds <= 3600 and 1 <= known.rounds <= 1000):
         raise UserError(f"--seconds must be > 0 and <= 3600 and --rounds >= 1 and <= 1000, got {known.seconds:g} and {known.rounds}.")
-    if known.json and not known.json.resolve().parent.is_dir():
-        raise UserError(f"--json must be a file in a directory that exists, got {known.json}; make the directory first.")
+    if known.json:
+        check_writable("--json", known.json)
     return known
 
 
@@ -155,19 +155,19 @@ def run(known: argparse.Namespace) -> dict[str, Any]:
         result["rows"] += rows
         result["load"].append(os.getloadavg()[0])
         if known.json:
-            write_whole(known.json, (json.dumps(result, indent=1) + "\n").encode())
+            written(known.json, json.dumps(result, indent=1).encode() + b"\n")
     return result
 
 
-def main() -> int:
-    try:
-        known = arguments()
-        result = read(known.table) if known.table else run(known)
-        print(f"{heading(result)}\n\n{markdown(result)}")
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
+def work() -> int:
+    known = arguments()
+    result = read(known.table) if known.table else run(known)
+    print(f"{heading(result)}\n\n{markdown(result)}")
     return 0 if any(not row["failure"] for row in result["rows"]) else 1
+
+
+def main() -> int:
+    return status_of("collection", work)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -175,7 +175,7 @@ def read(path: Path) -> dict[str, Any]:
     try:
         result = json.loads(path.read_text())
         heading(result), markdown(result)
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"--table must be a file that --json wrote, but {path}: {type(error).__name__}: {error}") from None
     return result
 

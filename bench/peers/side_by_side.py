@@ -16,10 +16,10 @@ import torch
 
 from bench.comparing.ratios import paired_ratio
 from bench.devices import describe
+from bench.script import Parser, check_writable, status_of, written
 from stormfast.device import resolve_device
 from stormfast.errors import UserError
 from stormfast.peaks import timed
-from stormfast.run_dir import write_whole
 
 MOST_THREADS = 1024
 Row = dict[str, Any]
@@ -76,9 +76,9 @@ def over_text(row: Row) -> str:
 # --- command line ------------------------------------------------------------------------------------------------
 
 
-def parser_of(about: str | None, rounds: int) -> argparse.ArgumentParser:
+def parser_of(about: str | None, rounds: int) -> Parser:
     """With what every script here takes."""
-    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Parser(about)
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
     parser.add_argument("--threads", type=int, help="of torch on a CPU (default: as torch finds it)")
     parser.add_argument("--rounds", type=int, default=rounds, help="turns of each; even (default: %(default)s)")
@@ -93,8 +93,8 @@ def check_common(given: argparse.Namespace) -> torch.device:
         raise UserError(f"--rounds must be even and of 2 to 10000: order and reverse order are a pair; got {given.rounds}")
     if given.threads is not None and not 1 <= given.threads <= MOST_THREADS:
         raise UserError(f"--threads must be of 1 to {MOST_THREADS}, got {given.threads}")
-    if given.json and not given.json.resolve().parent.is_dir():
-        raise UserError(f"--json must be a file in a directory that exists, got {given.json}; make the directory first")
+    if given.json:
+        check_writable("--json", given.json)
     device = resolve_device(given.device)
     if given.threads:
         torch.set_num_threads(given.threads)
@@ -125,11 +125,11 @@ def begin(script: str, options: Mapping[str, Any], packages: Sequence[str], devi
 
 
 def add(result: dict[str, Any], rows: Sequence[Row], path: Path | None) -> None:
-    """Adds rows, and writes what there is: nothing is lost of a run that is cut short."""
+    """Adds rows, and writes what there is: nothing is lost of a run that is cut short. Raises: UserError where it cannot be written."""
     result["rows"] += rows
     result["load"].append(os.getloadavg()[0])
     if path:
-        write_whole(path, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
+        written(path, json.dumps(result, indent=1, allow_nan=False).encode() + b"\n")
 
 
 def heading(result: dict[str, Any]) -> str:
@@ -147,21 +147,22 @@ def read(path: Path, show: Callable[[dict[str, Any]], str]) -> dict[str, Any]:
     try:
         result = json.loads(path.read_text())
         show(result)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"--table must be a file that --json of this script wrote, but {path}: {type(error).__name__}: {error}") from None
     return result
 
 
 def main_of(name: str, parse: Callable[[], argparse.Namespace], run: Callable[[argparse.Namespace], dict[str, Any]], show: Callable[..., str]) -> int:
-    """Measures, or reads with --table, and prints. Returns the exit status: 2 for bad input, told in one line; 1 where a check failed."""
-    given = parse()
-    try:
-        result = read(given.table, show) if given.table else run(given)
-    except UserError as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        return 2
-    except CheckError as error:
-        print(f"{name}: nothing more is timed: {error}", file=sys.stderr)
-        return 1
-    print(show(result))
-    return 0
+    """Measures, or reads with --table, and prints. Returns the exit status, that of status_of; 1 where a check failed."""
+
+    def work() -> int:
+        given = parse()
+        try:
+            result = read(given.table, show) if given.table else run(given)
+        except CheckError as error:
+            print(f"{name}: nothing more is timed: {error}", file=sys.stderr)
+            return 1
+        print(show(result))
+        return 0
+
+    return status_of(name, work)

@@ -82,6 +82,7 @@ def make_checkout(root: Path) -> Path:
     (root / "bench" / "bench_work.py").write_text(BENCH)
     shutil.copy(ROOT / "bench" / "comparing" / "turns.py", root / "bench" / "comparing")
     shutil.copy(ROOT / "pyproject.toml", root)
+    shutil.copy(ROOT / "stormfast" / "errors.py", root / "stormfast")
     git(root, "init", "--quiet")
     git(root, "add", "--all")
     git(root, "commit", "--quiet", "--message", "all")

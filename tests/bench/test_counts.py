@@ -103,9 +103,9 @@ def test_an_extra_launch_goes_red(monkeypatch, saved):
         return original(learner, batch)
 
     planted(monkeypatch, Learner, "update_world_model", update)
-    old = saved["tiny.world_model.launches"]
-    (found,) = counts.differences(below(saved, "tiny."), phases.of_preset("tiny"))
-    assert found.worse and str(found) == f"tiny.world_model.launches rose from {old} to {old + 1}"
+    found = counts.differences(below(saved, "tiny."), phases.of_preset("tiny"))
+    assert {difference.name for difference in found} == {"tiny.world_model.launches", "tiny.loop.launches"}
+    assert all(difference.worse and difference.new == saved[difference.name] + 1 for difference in found)
 
 
 def test_a_host_read_goes_red(monkeypatch, saved):
@@ -116,8 +116,9 @@ def test_a_host_read_goes_red(monkeypatch, saved):
 
     planted(monkeypatch, Learner, "update_agent_on", update)
     reads = {name: value for name, value in phases.of_preset("fast").items() if name.endswith("host_reads")}
-    (found,) = counts.differences({name: saved[name] for name in reads}, reads)
-    assert found.worse and str(found) == "fast.agent.host_reads rose from 0 to 4"  # one a minibatch
+    found = counts.differences({name: saved[name] for name in reads}, reads)
+    assert all(difference.worse for difference in found)  # one a minibatch, in the phase and in the loop around it
+    assert list(map(str, found)) == ["fast.agent.host_reads rose from 0 to 4", "fast.loop.host_reads rose from 4 to 8"]
 
 
 def test_a_matrix_product_more_goes_red(monkeypatch, saved):
@@ -127,7 +128,8 @@ def test_a_matrix_product_more_goes_red(monkeypatch, saved):
 
     planted(monkeypatch, Agent, "loss", loss)
     found = counts.differences(below(saved, "tiny."), phases.of_preset("tiny"))
-    assert {difference.name for difference in found} == {f"tiny.agent.{quantity}" for quantity in ("launches", "flops", "bytes")}
+    names = {"tiny.loop.launches", *(f"tiny.agent.{quantity}" for quantity in ("launches", "flops", "bytes"))}
+    assert {difference.name for difference in found} == names
     assert all(difference.worse for difference in found)
 
 
@@ -244,12 +246,24 @@ def test_a_count_that_came_or_went_is_not_as_written_down(file, capsys, monkeypa
 
 
 @pytest.mark.parametrize(("library", "left_out", "named"), [("torch", ["phases", "compiled"], "0.1.0"), ("triton", ["kernels"], "3.0.0")])
-def test_counts_of_another_compiler_are_left_out_with_a_line(file, capsys, library, left_out, named):
+def test_counts_of_another_compiler_are_left_out_and_fail_the_check(file, capsys, library, left_out, named):
     here = counts.describe(torch.device("cpu"))[library]
     edited(file, about={library: named}, **{name: 10**6 for group in left_out for name in COUNTED[group]})
-    assert counts.main(["--check", "--file", str(file)]) == 0
-    expected = [f"{group} are left out: counted with {library} {named}, and here is {counts.version(here)}" for group in left_out]
-    assert capsys.readouterr().err.splitlines() == expected
+    assert counts.main(["--check", "--file", str(file)]) == 1
+    out, err = capsys.readouterr()
+    *lines, last = err.splitlines()
+    assert lines == [f"{group} are left out: counted with {library} {named}, and here is {counts.version(here)}" for group in left_out]
+    assert last.startswith(f"{','.join(left_out)} could not be checked; install the versions of counts.json") and counts.RENEW in last
+    others = [group for group in counts.GROUPS if group not in left_out]
+    assert out == f"{sum(len(COUNTED[group]) for group in others)} counts are those of counts.json\n"
+    assert counts.main(["--check", "--groups", ",".join(others), "--file", str(file)]) == 0
+
+
+def test_a_check_of_nothing_fails(file, capsys):
+    edited(file, about={"torch": "0.1.0", "triton": "0.1.0"})
+    assert counts.main(["--check", "--file", str(file)]) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and "phases,compiled,kernels could not be checked" in err
 
 
 def test_another_build_of_the_same_version_counts_the_same(file):
@@ -257,11 +271,12 @@ def test_another_build_of_the_same_version_counts_the_same(file):
     assert counts.main(["--check", "--file", str(file)]) == 0
 
 
-def test_a_missing_triton_leaves_the_kernels_out(file, capsys, monkeypatch):
+def test_a_missing_triton_leaves_the_kernels_out_and_fails_the_check(file, capsys, monkeypatch):
     edited(file, about={"triton": "3.7.1"}, **{"kernels.a.sm_90.instructions": 1})
     monkeypatch.setattr(launch, "triton", None)
-    assert counts.main(["--check", "--file", str(file)]) == 0
-    assert capsys.readouterr().err == "kernels are left out: counted with triton 3.7.1, and here is none\n"
+    assert counts.main(["--check", "--file", str(file)]) == 1
+    first, last = capsys.readouterr().err.splitlines()
+    assert first == "kernels are left out: counted with triton 3.7.1, and here is none" and last.startswith("kernels could not be checked")
 
 
 @pytest.mark.parametrize("error", [ImportError("no module named stormfast.full_step"), AttributeError("no survey"), UserError("needs triton")])
@@ -302,6 +317,9 @@ def test_the_tables_have_a_row_a_thing(file, capsys):
         (None, "No such file"),
         ("{", "must hold counts"),
         ("[]", "lacks one"),
+        ("[" * 100_000, "must hold counts"),
+        ('{"about": {"torch": 2}, "counts": {}}', "must name the version of torch, but it is 2"),
+        ('{"about": {"triton": []}, "counts": {}}', "must name the version of triton, but it is []"),
         ('{"about": {}, "counts": 3}', "lacks one"),
         ('{"about": {}, "counts": {"a": {"b": "3"}}}', 'a.b is "3"'),
         ('{"about": {}, "counts": {"a": {"b": true}}}', "a.b is true"),
@@ -325,6 +343,15 @@ def test_a_file_that_cannot_be_written_is_named_before_counting(file, capsys, mo
             assert str(path) in capsys.readouterr().err
 
 
+def test_an_interrupted_count_is_one_line(file, capsys, monkeypatch):
+    def count_group(group):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(counts, "count_group", count_group)
+    assert counts.main(["--check", "--file", str(file)]) == 130
+    assert capsys.readouterr() == ("", "counts: interrupted\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -335,10 +362,9 @@ def test_a_file_that_cannot_be_written_is_named_before_counting(file, capsys, mo
     ],
 )
 def test_bad_options_are_refused(capsys, arguments, message):
-    with pytest.raises(SystemExit) as stopped:
-        counts.main(arguments)
-    assert stopped.value.code == 2
-    assert message in capsys.readouterr().err
+    assert counts.main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and message in err
 
 
 def test_help_is_the_docstring(capsys):

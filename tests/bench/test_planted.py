@@ -1,5 +1,7 @@
 """The proof that a slowdown is seen: what is planted, what counts as held, and all of it on a small checkout."""
 
+import json
+import os
 import time
 from pathlib import Path
 
@@ -93,3 +95,18 @@ def test_bad_input_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert out == "" and err == "planted: --rounds x --launches must be at least 8 for an interval, got 1 x 1\n"
     assert planted.main(["--unchanged", "-1"]) == 2
     assert capsys.readouterr().err == "planted: --unchanged must be at least 0, got -1\n"
+    assert planted.main(["--rounds", "many"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("planted: argument --rounds: invalid int value: 'many'; `") and err.count("\n") == 1
+
+
+def test_the_file_is_written_before_anything_is_printed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def leave(*_: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(planted, "prove", lambda *_: [Trial("unchanged 1", comparison(agent=1.0))])
+    monkeypatch.setattr(planted, "use_threads", lambda count: None)
+    monkeypatch.setattr(planted, "print", leave, raising=False)
+    monkeypatch.setattr(os, "dup2", lambda *_: None)  # pytest's own stdout stays
+    assert planted.main(["--json", str(tmp_path / "x.json")]) == 141
+    assert json.loads((tmp_path / "x.json").read_text())["held"] is True

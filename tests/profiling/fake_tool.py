@@ -26,7 +26,7 @@ exit 0
 PYTHON = f"""#!/usr/bin/env bash
 case "$*" in
   *--name-for*)
-    [[ "$*" == *--preset\\ tin\\ * ]] && echo 'warm_steps: error: bad preset' >&2 && exit 2
+    [[ "$*" == *--preset\\ tin\\ * ]] && echo 'warm_steps: bad preset' >&2 && exit 2
     echo {LABEL} ;;
   *find_spec*) exit 0 ;;
 esac
@@ -61,7 +61,7 @@ class FakeTool:
         variables = {"PYTHON": str(self.python), "RECORD": str(self.record), "SUFFIX": f".{self.tool}-rep", "OUT": str(self.directory / "out put")}
         paths = f"{self.bin}:/usr/bin:/bin"
         done = subprocess.run(
-            [str(ROOT / "profiling" / self.script), *arguments],
+            [os.path.relpath(ROOT / "profiling" / self.script, cwd), *arguments],
             env={"PATH": paths, "HOME": os.environ.get("HOME", "/")} | variables | environment,
             capture_output=True,
             text=True,

@@ -45,11 +45,13 @@ def test_a_preset_over_its_goal_is_one_line_and_status_1(capsys, monkeypatch):
         (["--snapshot", "folder"], "add --measure"),
         (["--preset", "huge"], "invalid choice: 'huge'"),
         (["--by", "colour"], "invalid choice: 'colour'"),
-        (["--preset", "tiny", "--picture", "nowhere/f.png"], "nowhere/f.png cannot be written"),
+        (["--preset", "tiny", "--picture", "nowhere/f.png"], "--picture must lie in a directory that can be written, got nowhere/f.png"),
+        (["--preset", "tiny", "--picture", "f.gif"], "--picture must end in .png, got f.gif"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(capsys, monkeypatch, arguments, said):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(report, "counted", lambda *arguments: pytest.fail("counted"))
     assert report.main(arguments) == 2
     err = capsys.readouterr().err
     assert err.startswith("memory: ") and err.count("\n") == 1 and said in err

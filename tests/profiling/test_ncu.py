@@ -6,6 +6,7 @@ import kernel_cases
 import pytest
 
 from stormfast_kernels import launch
+from tests.conftest import ROOT
 from tests.profiling.fake_tool import LABEL, FakeTool, is_one_line
 
 KERNEL = "attention_step_kernel"
@@ -41,6 +42,11 @@ def test_without_more_it_takes_five_launches(ncu: FakeTool) -> None:
     assert profile[profile.index("--launch-count") + 1] == "5" and profile[profile.index("--launch-skip") + 1] == "0"
 
 
+def test_numbers_are_decimal(ncu: FakeTool) -> None:
+    profile = ncu(KERNEL, "--count", "08", "--skip", "010").calls[0]
+    assert profile[profile.index("--launch-count") + 1] == "8" and profile[profile.index("--launch-skip") + 1] == "10"
+
+
 def test_it_knows_the_kernels_that_training_launches(ncu: FakeTool) -> None:
     assert launch.triton is not None
     names = {case.kernel for preset in kernel_cases.PRESETS for case in kernel_cases.cases(preset)}
@@ -67,6 +73,7 @@ def test_any_takes_a_regular_expression(ncu: FakeTool) -> None:
     [
         ([KERNEL, "other"], f"takes one kernel, got '{KERNEL}' and 'other'"),
         ([KERNEL, "--count", "x"], "--count must be a number of launches, got 'x'"),
+        ([KERNEL, "--skip", "9" * 20], f"--skip must be a number of launches, got '{'9' * 20}'"),
         ([KERNEL, "--count", "0"], "--count must be at least 1, got 0"),
         ([KERNEL, "--skip"], "--skip must be a number of launches, got ''"),
         ([KERNEL, "--preset", "tin"], "bad preset"),
@@ -92,6 +99,11 @@ def test_a_tool_that_fails_is_told(ncu: FakeTool, tmp_path: Path) -> None:
     nothing = ncu(KERNEL, FAKE="writes-nothing", OUT=str(tmp_path / "empty"))
     assert is_one_line(nothing, 1, f"ncu saw no launch of {KERNEL} in the steps after the first 0")
     assert is_one_line(ncu(KERNEL, FAKE="fails-after"), 1, "ncu --import ended with status 9; the report is there: ")
+
+
+def test_it_finds_the_root_whatever_cd_prefers(ncu: FakeTool) -> None:
+    done = ncu(KERNEL, CDPATH=str(ROOT))
+    assert done.status == 0 and done.out.count("\n") == 1 and done.err == "", done
 
 
 def test_help_needs_no_tool(ncu: FakeTool) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import ROOT
 from tests.profiling.fake_tool import LABEL, FakeTool, is_one_line
 
 
@@ -57,7 +58,7 @@ def test_without_python_is_one_line(nsys: FakeTool) -> None:
 def test_what_cannot_be_profiled_is_one_line_and_no_call(nsys: FakeTool) -> None:
     """By the real warm_steps.py."""
     done = nsys("--device", "cpu", PYTHON=sys.executable)
-    assert is_one_line(done, 2, "warm_steps: error: nsys looks at CUDA kernels, got --device cpu") and not done.calls
+    assert is_one_line(done, 2, "warm_steps: nsys looks at CUDA kernels, got --device cpu") and not done.calls
 
 
 def test_bad_settings_end_it_before_the_tool_starts(nsys: FakeTool) -> None:
@@ -70,6 +71,11 @@ def test_a_tool_that_fails_is_told(nsys: FakeTool, tmp_path: Path) -> None:
     assert is_one_line(nsys(FAKE="writes-nothing", OUT=str(tmp_path / "empty")), 1, "nsys wrote no ")
     done = nsys(FAKE="fails-after")
     assert is_one_line(done, 1, "nsys stats ended with status 9; the report is there: ")
+
+
+def test_it_finds_the_root_whatever_cd_prefers(nsys: FakeTool) -> None:
+    done = nsys(CDPATH=str(ROOT))
+    assert done.status == 0 and done.out.count("\n") == 1 and done.err == "", done
 
 
 def test_help_needs_no_tool(nsys: FakeTool) -> None:

@@ -147,23 +147,58 @@ def test_labels_do_not_overlap():
         (["--actions", "0"], "--actions must be 1 to 256, got 0"),
         (["--profile", "nowhere.json"], "--profile must be a file that `stormfast profile --json` wrote"),
         (["--profile", str(PROFILE), "--preset", "tiny"], "--preset tiny does not fit --profile, which ran storm"),
-        (["--json", "nowhere/f.json"], "nowhere/f.json cannot be written"),
-        (["--picture", "nowhere/f.png"], "nowhere/f.png cannot be written"),
+        (["--json", "nowhere/f.json"], "--json must lie in a directory that can be written, got nowhere/f.json: No such"),
+        (["--picture", "nowhere/f.png"], "--picture must lie in a directory that can be written, got nowhere/f.png: No such"),
+        (["--picture", "f.gif"], "--picture must end in .png, got f.gif"),
+        (["--device", ","], "--device must be some of rtx3090,"),
+        (["--device", ""], "--device must be some of rtx3090,"),
+        (["--peaks", ""], "--peaks must be two positive numbers"),
         (["--nonsense"], "unrecognized arguments: --nonsense"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(capsys, arguments, said):
+    """Before the table: nothing is told after the work."""
     assert roofline.main(arguments) == 2
-    err = capsys.readouterr().err
-    assert err.startswith("roofline: ") and err.count("\n") == 1 and said in err
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("roofline: ") and err.count("\n") == 1 and said in err
 
 
-@pytest.mark.parametrize("text", ["[]", "3", "{", '{"preset": "storm"}', "\xff"])
+@pytest.mark.parametrize("text", ["[]", "3", "{", "[" * 100_000, '{"preset": "storm"}', "\xff"])
 def test_a_file_that_is_no_profile_is_one_line(capsys, tmp_path, text):
     path = tmp_path / "p.json"
     path.write_bytes(text.encode("latin1"))
     assert roofline.main(["--profile", str(path)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"preset": "xx"}, 'preset must be one of storm, fast, cpu, tiny, got "xx"'),
+        ({"preset": None}, "preset must be one of storm, fast, cpu, tiny, got null"),
+        ({"preset": []}, "unhashable"),
+        ({"precision": "int8"}, 'precision must be one of bfloat16, float32, got "int8"'),
+        ({"device_name": 3}, "device_name must be a str, got a int"),
+        ({"phases": []}, "phases must be a dict, got a list"),
+        ({"peaks": None}, "peaks must be a dict, got a NoneType"),
+        ({"peaks": {}}, "lacks 'bfloat16_flops'"),
+        ({"peaks": {"bfloat16_flops": 1e12, "float32_flops": 1e12, "copy_bytes": 0}}, "peaks.copy_bytes must be a positive number, got 0"),
+        ({"step_ms": None}, "step_ms must be a positive number, got null"),
+        ({"step_ms": True}, "step_ms must be a positive number, got true"),
+        ({"phases": {"act": {"ms": None, "flops": 1}}}, "phases.act.ms must be a number, got null"),
+        ({"phases": {"act": {"ms": float("nan"), "flops": 1}}}, "phases.act.ms must be a number, got NaN"),
+        ({"phases": {"act": {"ms": 1.0, "flops": 10**400}}}, "phases.act.flops must be a number, got 1000"),
+        ({"phases": {"act": {"ms": 1.0}}}, "lacks 'flops'"),
+        ({"phases": {"act": []}}, "list indices"),
+    ],
+)
+def test_a_profile_with_another_value_is_one_line(capsys, tmp_path, changes, said):
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps(json.loads(PROFILE.read_text()) | changes))
+    assert roofline.main(["--profile", str(path)]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and said in err
+    assert err.startswith(f"roofline: --profile must be a file that `stormfast profile --json` wrote, but {path}")
 
 
 def test_without_json_no_torch_is_loaded():

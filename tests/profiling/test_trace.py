@@ -128,7 +128,7 @@ def test_bad_input_is_one_line_before_any_step(
     monkeypatch.setattr(script, "warm_run", lambda config: pytest.fail("a run was made"))
     assert script.main(arguments.format(tmp_path).split()) == 2
     out, err = capsys.readouterr()
-    assert out == "" and err.startswith("trace: error: ") and err.count("\n") == 1 and message in err, err
+    assert out == "" and err.startswith("trace: ") and err.count("\n") == 1 and message in err, err
 
 
 @pytest.mark.gpu

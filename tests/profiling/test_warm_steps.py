@@ -122,7 +122,7 @@ def test_the_profiler_is_told_between_idle_devices(monkeypatch: pytest.MonkeyPat
 def test_bad_input_is_one_line_and_status_2(arguments: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert warm_steps.main(arguments.split()) == 2
     out, err = capsys.readouterr()
-    assert out == "" and err.startswith("warm_steps: error: ") and err.count("\n") == 1 and message in err, err
+    assert out == "" and err.startswith("warm_steps: ") and err.count("\n") == 1 and message in err, err
 
 
 @pytest.mark.parametrize(

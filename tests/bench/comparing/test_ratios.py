@@ -89,6 +89,8 @@ def test_intervals_cover_the_truth_as_often_as_they_say(skew: float) -> None:
         (1.11, 1.3, (1.2, 1.2), "slower"),
         (1.09, 1.3, (1.2, 1.2), "unclear"),
         (1.11, 1.3, (1.0, 1.4), "unclear"),  # one launch does not say so
+        (1.11, 1.3, (1.2, 1.0, 1.2, 1.2), "slower"),  # of more than three, one in three may say otherwise
+        (1.11, 1.3, (1.2, 1.0, 1.0, 1.2), "unclear"),
         (0.92, 1.09, (1.0, 1.0), "same"),
         (0.90, 1.09, (1.0, 1.0), "unclear"),
         (0.7, 0.9, (0.8, 0.8), "faster"),
@@ -98,6 +100,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say(skew: float) -> None:
 def test_verdicts(low: float, high: float, by_launch: tuple[float, ...], verdict: str) -> None:
     assert Ratio(1.0, low, high, 0.99, by_launch).verdict(1.10) == verdict
     assert Ratio(1.0, low, high, 0.98, by_launch).verdict(1.10) == "unclear"
+    assert Ratio(1.0, low, high, 0.99, by_launch).doubtful(1.10) == (verdict == "unclear" and high > 1.10)
 
 
 def test_a_slowdown_of_20_percent_is_caught_and_none_is_not() -> None:

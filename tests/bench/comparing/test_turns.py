@@ -13,6 +13,7 @@ import pytest
 
 from bench.comparing import turns
 from bench.comparing.turns import Session, TurnsError, Worker, alternate
+from stormfast.errors import UserError
 
 ROOT = Path(__file__).parents[3]
 START = """
@@ -143,6 +144,28 @@ def test_only_a_compared_process_takes_turns(monkeypatch: pytest.MonkeyPatch) ->
     os.close(write)
 
 
+@pytest.mark.parametrize("value", ["foo", "", "7", "1,2,3", "777,778", "-1,-2", f"{1 << 40},1"])
+def test_descriptors_that_are_none_are_one_line(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv(turns.VARIABLE, value)
+    with pytest.raises(UserError, match=f"^STORMFAST_TURNS must be two open file descriptors, .* got '{value}'; unset it$"):
+        turns.join.__wrapped__()
+
+
+def test_a_wait_that_threads_of_its_own_may_have_made_is_the_rounds_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slowdown by a thread that takes the core away is a slowdown."""
+    (go_read, go_write), (read, write) = os.pipe(), os.pipe()
+    mine = turns.Turns(go_read, write)
+    for others, queued in ((0.2, 0.0), (0.0001, 0.5)):
+        moments = iter([(10.0, 1.0, 3.0), (11.0, 1.5, 3.0 + others)])
+        monkeypatch.setattr(turns, "moments", lambda moments=moments: next(moments))
+        os.write(go_write, turns.GO)
+        mine.wait("a", 0, 0)
+        mine.round_over()
+        assert json.loads(os.read(read, 1000).splitlines()[-1]) == {"ran": "a", "queued": queued}
+    for descriptor in (go_read, go_write, read, write):
+        os.close(descriptor)
+
+
 def test_waiting_for_a_core_is_told_by_round(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(turns, "SCHEDSTAT", tmp_path / "schedstat")
     assert turns.queued_seconds() == 0.0  # where the system does not say
@@ -154,6 +177,8 @@ def test_waiting_for_a_core_is_told_by_round(monkeypatch: pytest.MonkeyPatch, tm
     os.write(go_write, turns.GO)
     mine.wait("a", 0, 0)
     (tmp_path / "schedstat").write_text("12 3900000000 5\n")
+    monkeypatch.setattr(turns.time, "process_time", turns.time.thread_time)  # a test's process may have threads that run
+    mine._began = (mine._began[0], mine._began[1], 0.0)
     mine.round_over()
     mine.round_over()
     told = [json.loads(line) for line in os.read(read, 1000).splitlines()]

@@ -9,6 +9,7 @@ from stormfast.compile import Captured, capture_phases
 from stormfast.config import PRESETS, TrainConfig, override
 from stormfast.counting import count
 from stormfast.full_step import count_phases, time_phases
+from stormfast.replay import Replay
 from stormfast.train import advance
 
 
@@ -34,6 +35,21 @@ def test_launches_do_not_depend_on_widths():
     wider |= {"world_model.batch_size": 3, "world_model.batch_length": 9, "imagination.batch_size": 7, "agent.width": 9}
     tiny = phases.small_config("tiny")
     assert launches(override(tiny, wider)) == launches(tiny)
+
+
+def test_what_the_loop_and_replay_do_beside_the_phases_is_counted(monkeypatch):
+    before = phases.around("tiny")
+    assert len(before["loop"].host_reads) == 1 and before["append"].host_reads == []
+    assert before["loop"].launches > sum(asked.launches for asked in phases.as_run("tiny").values())
+    append = Replay.append
+
+    def slower(replay, rows):
+        torch.ones(3).sum()
+        return append(replay, rows)
+
+    monkeypatch.setattr(Replay, "append", slower)
+    after = phases.around("tiny")
+    assert [after[name].launches - before[name].launches for name in ("append", "loop")] == [2, 2]
 
 
 @pytest.mark.parametrize("preset", sorted(phases.ON_GPU))

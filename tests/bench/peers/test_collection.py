@@ -307,7 +307,9 @@ def test_every_library_from_the_command_line(tmp_path: Path) -> None:
         ("--seconds 0", "--seconds must be > 0"),
         ("--seconds nan", "--seconds must be > 0"),
         ("--rounds 0", "--rounds >= 1"),
-        ("--json nowhere/x.json", "--json must be a file in a directory that exists, got nowhere/x.json"),
+        ("--json nowhere/x.json", "--json must lie in a directory that can be written, got nowhere/x.json"),
+        ("--json bench", "--json must be a file, but bench is a directory"),
+        ("--rounds many", "argument --rounds: invalid int value: 'many'"),
         ("--table nowhere.json", "--table must be a file that --json wrote, but nowhere.json"),
     ],
 )

@@ -156,6 +156,7 @@ def test_the_presets_shapes_on_cuda() -> None:
     [
         ("--kernel convolution", "--kernel must be part of one of: sample; "),
         ("--rounds 5", "--rounds must be even"),
+        ("--rounds many", "argument --rounds: invalid int value: 'many'"),
         ("--table nowhere.json", "--table must be a file that --json of this script wrote, but nowhere.json"),
     ],
 )

@@ -79,7 +79,8 @@ def given(**changes: Any) -> argparse.Namespace:
         ({"rounds": 3}, "--rounds must be even"),
         ({"rounds": 0}, "--rounds must be even"),
         ({"threads": 0}, "--threads must be of 1 to 1024, got 0"),
-        ({"json": Path("nowhere/x.json")}, "--json must be a file in a directory that exists, got nowhere/x.json"),
+        ({"json": Path("nowhere/x.json")}, "--json must lie in a directory that can be written, got nowhere/x.json"),
+        ({"json": Path("bench")}, "--json must be a file, but bench is a directory"),
         ({"device": "gpu"}, "device must be auto, cpu, cuda or cuda:N"),
     ],
 )
@@ -103,9 +104,12 @@ def test_the_command_makes_the_result_again(tmp_path: Path) -> None:
     assert result["machine"]["commit"] in line and result["date"] in line and result["machine"]["device"] in line and result["command"] in line
     with pytest.raises(ValueError, match="not JSON compliant"):
         side_by_side.add(result, [{"a": math.nan}], tmp_path / "x.json")
+    result["rows"].clear()
+    with pytest.raises(UserError, match=r"x.json cannot be written: "):  # as of a disk that is full by now
+        side_by_side.add(result, [{"a": 1}], tmp_path / "x.json" / "x.json")
 
 
-def run_main(error: Exception | None, table: Path | None = None) -> int:
+def run_main(error: BaseException | None, table: Path | None = None) -> int:
     def run(_: argparse.Namespace) -> dict[str, Any]:
         if error:
             raise error
@@ -121,11 +125,14 @@ def test_exit_status(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr() == ("", "x: no such thing\n")
     assert run_main(CheckError("a differs from b")) == 1
     assert capsys.readouterr() == ("", "x: nothing more is timed: a differs from b\n")
+    assert run_main(KeyboardInterrupt()) == 130
+    assert capsys.readouterr() == ("", "x: interrupted\n")
     (tmp_path / "good.json").write_text('{"said": "read"}')
     (tmp_path / "bad.json").write_text('{"rows": 1}')
     assert run_main(None, tmp_path / "good.json") == 0
     assert capsys.readouterr().out == "read\n"
-    for name in ("bad.json", "absent.json"):
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    for name in ("bad.json", "absent.json", "deep.json"):
         assert run_main(None, tmp_path / name) == 2
         out, error = capsys.readouterr()
         assert (out, len(error.splitlines())) == ("", 1)

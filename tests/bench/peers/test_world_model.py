@@ -130,6 +130,7 @@ def test_without_torchrl_it_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys:
     [
         ("--kernel-size 4", "--kernel-size must be 3, 5 or 7, got 4"),
         ("--rounds 1", "--rounds must be even"),
+        ("--rounds many", "argument --rounds: invalid int value: 'many'"),
         ("--table nowhere.json", "--table must be a file that --json of this script wrote, but nowhere.json"),
     ],
 )

@@ -1,0 +1,107 @@
+"""What scripts have in common: mistakes are one line on stderr and status 2, files are written whole, a reader may leave."""
+
+import argparse
+import os
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from stormfast.errors import UserError
+from stormfast.run_dir import write_whole
+
+
+class Parser(argparse.ArgumentParser):
+    """--help is the script's docstring; a mistake is a UserError."""
+
+    def __init__(self, docstring: str | None) -> None:
+        about, _, more = (docstring or "").partition("\n")
+        super().__init__(description=about, epilog=more, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """argparse prints its usage, many lines, and exits."""
+        raise UserError(f"{message}; `{self.prog} --help` lists all arguments")
+
+
+def status_of(name: str, call: Callable[[], int]) -> int:
+    """What the call returns; 2 for a UserError and 130 for Ctrl-C, each told in one line.
+
+    141 where the reader of stdout left, as in `SCRIPT | head`, and 2 where stdout cannot be written.
+    """
+    try:
+        status = call()
+        sys.stdout.flush()
+    except UserError as error:
+        return _fail(name, error)
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        _discard_stdout()
+        return 141
+    except OSError as error:
+        if _stdout_works():
+            raise
+        _discard_stdout()
+        return _fail(name, f"standard output cannot be written: {error.strerror or error}; send it elsewhere")
+    return status
+
+
+def _fail(name: str, error: object) -> int:
+    print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
+    return 2
+
+
+def _stdout_works() -> bool:
+    """False where it was stdout that failed: it then fails again."""
+    try:
+        print(flush=True)
+    except OSError:
+        return False
+    return True
+
+
+def _discard_stdout() -> None:
+    """The interpreter flushes once more at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def check_writable(option: str, path: Path, *endings: str, make: bool = False) -> None:
+    """Refuses now what could not be written after the work.
+
+    Args:
+        endings: of the name, one of them; any where there are none.
+        make: its directory, too.
+    Raises: UserError.
+    """
+    if endings and not path.name.endswith(endings):
+        raise UserError(f"{option} must end in {' or '.join(endings)}, got {path}")
+    try:
+        if path.exists() and not path.is_file():  # a device would be replaced by the file
+            raise UserError(f"{option} must be a file, but {path} is a directory or a device; name another")
+        if make:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):  # access rights do not tell: root has them everywhere
+            pass
+    except OSError as error:
+        raise UserError(f"{option} must lie in a directory that can be written, got {path}: {error.strerror or error}; name another") from None
+
+
+def written(path: Path, data: bytes) -> None:
+    """Raises: UserError where the file cannot be written."""
+    try:
+        write_whole(path, data)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}; name a file in a directory that can be") from None
+
+
+def provenance(script: str, words: Sequence[str] | None) -> dict[str, Any]:
+    """Commit, date and command of a result. script: as from the root; words: the arguments, None for those of this process. Loads torch."""
+    from bench.devices import commit
+
+    head, dirty = commit()
+    command = shlex.join([script, *(sys.argv[1:] if words is None else words)])
+    return {"commit": head, "dirty": dirty, "date": time.strftime("%Y-%m-%d"), "command": command}
