@@ -211,12 +211,42 @@ def of_peers(path: Path, found: Any) -> Rows:
     return rows, [origin]
 
 
+def collection() -> str:
+    """Environments by library: bench/peers/collection.py."""
+    header = ["game", "environments", "backend", "over auto (least to most)", "steps/s", "CPU us a step", "device", "commit"]
+    return collected(header, results("collection-*"), of_collection)
+
+
+def of_collection(path: Path, found: Any) -> Rows:
+    origin = source(path, found["machine"]["device"], commit_of(found["machine"]), found["command"])
+    auto = {(verdict["game"], verdict["num_envs"]): verdict["auto"] for verdict in found["verdicts"]}
+    rows = []
+    for row in found["rows"]:
+        work = [row["game"], str(row["num_envs"]), row["backend"]]
+        if row["failure"] or not row["honest"]:
+            rows.append([*work, row["failure"] or row["why"], "-", "-", origin.device, origin.commit])
+            continue
+        env, over = row["vector_env"], row["over_auto"]
+        is_auto = auto[row["game"], row["num_envs"]] == row["backend"]
+        ratio = "auto" if is_auto else f"{over['median']:.2f} ({over['least']:.2f} to {over['most']:.2f})"
+        cpu = 1e6 * env["cpu_seconds"] / env["steps"]
+        rows.append([*work, ratio, f"{env['median']:,.0f}", f"{cpu:.0f}", origin.device, origin.commit])
+    return rows, [origin]
+
+
 def commit_of(machine: dict[str, Any]) -> str:
     """With -dirty where the tree differed. A tree without its history is what STORMFAST_COMMIT told."""
     return f"{machine.get('commit') or 'unknown'}{'-dirty' if machine.get('dirty') else ''}"
 
 
-BLOCKS: dict[str, Callable[[], str]] = {"learning": learning, "steps": steps, "launches": launches, "benches": benches, "peers": peers}
+BLOCKS: dict[str, Callable[[], str]] = {
+    "learning": learning,
+    "steps": steps,
+    "launches": launches,
+    "benches": benches,
+    "peers": peers,
+    "collection": collection,
+}
 
 
 # --- the READMEs -------------------------------------------------------------------------------------------------
