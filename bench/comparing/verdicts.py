@@ -183,7 +183,6 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "rounds": comparison.choice.rounds,
         "launches": comparison.choice.launches,
         "machine_info": timing.machine.get("new", {}),
-        "packages": timing.packages,
         "notes": comparison.notes,
         "benches": [
             {"bench": bench, "old_seconds": each.old, "new_seconds": each.new, **dataclasses.asdict(each.ratio), "verdict": comparison.verdict(bench)}
