@@ -14,7 +14,11 @@ from stormfast.envs import make_env
 from stormfast.envs.vector import VectorEnv
 from stormfast.errors import UserError
 
-CASES = [("Catch", 1, "auto"), ("Catch", 4, "auto"), *(("Pong", num_envs, backend) for num_envs in (1, 4) for backend in ("ale", "envpool"))]
+CASES = [
+    ("Catch", 1, "auto"),
+    ("Catch", 4, "auto"),
+    *(("Pong", num_envs, backend) for num_envs in (1, 4) for backend in ("ale", "envpool")),
+]
 WARMUP_STEPS = 100  # past the no-op starts
 
 
@@ -41,4 +45,6 @@ def test_env(env: VectorEnv, request: pytest.FixtureRequest, time_rounds: TimeRo
     took = time_rounds(as_calls(step, torch.device("cpu")))
     if took is not None:
         game = request.node.callspec.params["env"][0]
-        benchmark.extra_info.update(game=game, num_envs=env.num_envs, env_backend=env.backend, steps_per_second=env.num_envs / took)
+        benchmark.extra_info.update(
+            game=game, num_envs=env.num_envs, env_backend=env.backend, steps_per_second=env.num_envs / took
+        )

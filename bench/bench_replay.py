@@ -9,7 +9,7 @@ import pytest
 from bench.conftest import MeasurePhase, TimeRounds
 from bench.rounds import as_calls
 from bench.warm_step import WarmStep
-from stormfast.batch import Transition
+from stormfast.records import Transition
 from stormfast.replay import ROW_BYTES
 
 

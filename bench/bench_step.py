@@ -8,7 +8,7 @@ import torch
 from bench.conftest import TimeRounds
 from bench.rounds import as_calls
 from bench.warm_step import STEP, WarmStep
-from stormfast.peaks import Peaks
+from stormfast.measure.peaks import Peaks
 
 
 def test_step(step: WarmStep, peaks: Peaks, device: torch.device, time_rounds: TimeRounds, benchmark: Any) -> None:

@@ -52,26 +52,36 @@ LEAST_RATIOS = 8  # rounds x launches, below which no interval covers 99 %
 # --- the two ways ------------------------------------------------------------------------------------------------
 
 
-def compare_with_ref(root: Path, ref: str, choice: Choice, limit: float, *, times: bool = True, counts: bool = False) -> Comparison:
+def compare_with_ref(
+    root: Path, ref: str, choice: Choice, limit: float, *, times: bool = True, counts: bool = False
+) -> Comparison:
     """A working tree against a commit of its history. Raises: UserError, TurnsError."""
     wanted = resolve(root, ref)
     with scratch_directory() as scratch:
         new = Side("new", snapshot(root, scratch / "new"), commit()[0])
         with worktree(root, wanted, scratch / "old", new.tree) as tree:
             old = Side("old", tree, wanted[:SHORT])
-            comparison = in_turn(old, new, choice, limit, scratch) if times else Comparison("counts only", limit, choice)
+            comparison = (
+                in_turn(old, new, choice, limit, scratch) if times else Comparison("counts only", limit, choice)
+            )
             comparison.old = f"{ref}, commit {old.commit}"
             if counts:
                 take_counts(comparison, run_counts(old, scratch), run_counts(new, scratch))
             return comparison
 
 
-def compare_with_saved(root: Path, choice: Choice, limit: float, *, times: bool = True, counts: bool = False) -> Comparison:
+def compare_with_saved(
+    root: Path, choice: Choice, limit: float, *, times: bool = True, counts: bool = False
+) -> Comparison:
     """A working tree against the last saved run of the same device, and the counts committed. Raises: UserError, TurnsError."""
     with scratch_directory() as scratch:
         new = Side("new", snapshot(root, scratch / "new"), commit()[0])
-        saved = last_saved(root / "bench" / "results" / slug(device_name(resolve_device(choice.device)))) if times else None
-        comparison = with_saved(new, saved, choice, limit, scratch) if saved else Comparison("counts only", limit, choice)
+        saved = (
+            last_saved(root / "bench" / "results" / slug(device_name(resolve_device(choice.device)))) if times else None
+        )
+        comparison = (
+            with_saved(new, saved, choice, limit, scratch) if saved else Comparison("counts only", limit, choice)
+        )
         if counts:
             take_counts(comparison, (root / "bench" / "counts.json", []), run_counts(new, scratch))
         return comparison
@@ -110,8 +120,13 @@ def take_counts(comparison: Comparison, old: tuple[Path, list[str]], new: tuple[
     had, have = ({counts.group_of(name) for name in side} for side in (old_counts, new_counts))
     groups = counts.comparable(sorted(had & have), old_about, new_about)
     for lost in sorted(had - have):
-        comparison.timing.failures.setdefault("new", {})[f"counts of {lost}"] = "could be counted in the old side, and cannot in the new"
-    kept = [{name: value for name, value in side.items() if counts.group_of(name) in groups} for side in (old_counts, new_counts)]
+        comparison.timing.failures.setdefault("new", {})[f"counts of {lost}"] = (
+            "could be counted in the old side, and cannot in the new"
+        )
+    kept = [
+        {name: value for name, value in side.items() if counts.group_of(name) in groups}
+        for side in (old_counts, new_counts)
+    ]
     comparison.counts = counts.differences(*kept)
     comparison.notes += [*old[1], *new[1], *([] if groups else ["no group of counts could be compared"])]
 
@@ -122,14 +137,31 @@ def take_counts(comparison: Comparison, old: tuple[Path, list[str]], new: tuple[
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__)
     parser.add_argument("paths", nargs="*", default=["bench"], help="bench files or folders; default all of bench/")
-    parser.add_argument("--against", metavar="REF", help="a git ref, timed in turn; default the last saved run of this device")
+    parser.add_argument(
+        "--against", metavar="REF", help="a git ref, timed in turn; default the last saved run of this device"
+    )
     parser.add_argument("-k", dest="keyword", default="", metavar="EXPR", help="which benches, as pytest has it")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N; default %(default)s")
-    parser.add_argument("--threads", type=int, help="of torch, on a CPU: 1 is best where other work runs; default as the environment has it")
-    parser.add_argument("--rounds", type=int, default=ratios.ROUNDS, help="timed rounds of a bench and launch; default %(default)s")
-    parser.add_argument("--launches", type=int, default=ratios.LAUNCHES, help="processes of each side, pooled; default %(default)s")
-    parser.add_argument("--limit", type=float, default=ratios.LIMIT, help="ratio beyond which a bench is slower; default %(default)s")
-    parser.add_argument("--patience", type=float, default=600.0, help="seconds without a round until a process counts as hung; default %(default)g")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        help="of torch, on a CPU: 1 is best where other work runs; default as the environment has it",
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=ratios.ROUNDS, help="timed rounds of a bench and launch; default %(default)s"
+    )
+    parser.add_argument(
+        "--launches", type=int, default=ratios.LAUNCHES, help="processes of each side, pooled; default %(default)s"
+    )
+    parser.add_argument(
+        "--limit", type=float, default=ratios.LIMIT, help="ratio beyond which a bench is slower; default %(default)s"
+    )
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=600.0,
+        help="seconds without a round until a process counts as hung; default %(default)g",
+    )
     parser.add_argument("--no-counts", action="store_true", help="leave out what bench/counts.py counts")
     parser.add_argument("--counts-only", action="store_true", help="leave out the times")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result")
@@ -144,7 +176,9 @@ def check(given: argparse.Namespace) -> Choice:
         if (value := getattr(given, name)) is not None and value < 1:
             raise UserError(f"--{name} must be at least 1, got {value}")
     if given.rounds * given.launches < LEAST_RATIOS:
-        raise UserError(f"--rounds x --launches must be at least {LEAST_RATIOS} for an interval, got {given.rounds} x {given.launches}")
+        raise UserError(
+            f"--rounds x --launches must be at least {LEAST_RATIOS} for an interval, got {given.rounds} x {given.launches}"
+        )
     if not 1 <= given.limit < math.inf:
         raise UserError(f"--limit must be a ratio of at least 1, as 1.10, got {given.limit}")
     if not 0 < given.patience < math.inf:
@@ -177,8 +211,14 @@ def run(given: argparse.Namespace, command: Sequence[str]) -> int:
         comparison = compare_with_ref(ROOT, given.against, choice, given.limit, **parts)
     else:
         comparison = compare_with_saved(ROOT, choice, given.limit, **parts)
-    if choice.device == "cpu" and torch.get_num_threads() > 1 and (load := os.getloadavg()[0]) > 1.5 * (os.cpu_count() or 1):
-        comparison.notes.append(f"load average {load:.1f} on {os.cpu_count()} cores: threads wait for each other; --threads 1 tells more")
+    if (
+        choice.device == "cpu"
+        and torch.get_num_threads() > 1
+        and (load := os.getloadavg()[0]) > 1.5 * (os.cpu_count() or 1)
+    ):
+        comparison.notes.append(
+            f"load average {load:.1f} on {os.cpu_count()} cores: threads wait for each other; --threads 1 tells more"
+        )
     if given.json:
         written(given.json, as_text(about("bench/compare.py", command, given.device) | as_json(comparison)))
     print(show(comparison))

@@ -25,7 +25,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]  # as a script, of this checko
 
 from bench.devices import describe  # noqa: E402
 from stormfast.errors import UserError  # noqa: E402
-from stormfast.run_dir import write_whole  # noqa: E402
+from stormfast.runs.directory import write_whole  # noqa: E402
 
 PANELS = {
     "episode_return": "return",
@@ -39,7 +39,10 @@ def read(run: Path) -> dict[str, Any]:
     """Settings and curves of a run: (steps, values) of each of PANELS."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     config = json.loads((run / "config.json").read_text())
-    return {"config": config, "curves": {name: [[line["step"], line[name]] for line in lines if name in line] for name in PANELS}}
+    return {
+        "config": config,
+        "curves": {name: [[line["step"], line[name]] for line in lines if name in line] for name in PANELS},
+    }
 
 
 def draw(runs: dict[str, dict[str, Any]]) -> bytes:
@@ -60,7 +63,10 @@ def draw(runs: dict[str, dict[str, Any]]) -> bytes:
 def returns(runs: dict[str, dict[str, Any]]) -> str:
     """Episode returns by step, tab-separated: the steps of the first run, and what each has there."""
     columns = [dict(map(tuple, run["curves"]["episode_return"])) for run in runs.values()]
-    rows = [[str(step), *("-" if (value := column.get(step)) is None else f"{value:.2f}" for column in columns)] for step in columns[0]]
+    rows = [
+        [str(step), *("-" if (value := column.get(step)) is None else f"{value:.2f}" for column in columns)]
+        for step in columns[0]
+    ]
     return "\n".join("\t".join(row) for row in [["step", *runs], *rows])
 
 
@@ -74,7 +80,9 @@ def compare(words: list[str], out: Path) -> str:
     try:
         runs = {name: read(Path(path)) for name, _, path in named}
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"a run must be a directory with config.json and metrics.jsonl, but {type(error).__name__}: {error}") from None
+        raise UserError(
+            f"a run must be a directory with config.json and metrics.jsonl, but {type(error).__name__}: {error}"
+        ) from None
     command = shlex.join(["python", "bench/compare_runs.py", *words, "--out", str(out)])
     about = {"command": command, "date": time.strftime("%Y-%m-%d"), **describe(torch.device("cpu"))}
     try:
@@ -87,7 +95,9 @@ def compare(words: list[str], out: Path) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     about, _, more = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(description=about, epilog=more, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=about, epilog=more, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("runs", nargs="+", metavar="NAME=RUN")
     parser.add_argument("--out", type=Path, required=True, help="picture; the JSON goes beside it")
     known = parser.parse_args(arguments)

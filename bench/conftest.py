@@ -1,8 +1,8 @@
 """For all benches: the device they run on, how rounds are timed, and what the JSON says of the machine.
 
-    python -m pytest bench                     # CPU, small sizes        make bench: the same, saved under bench/results/DEVICE/
-    python -m pytest bench --device cuda       # the presets' sizes
-    python -m pytest bench/bench_act.py bench/bench_step.py --preset storm --compile off
+python -m pytest bench                     # CPU, small sizes        make bench: the same, saved under bench/results/DEVICE/
+python -m pytest bench --device cuda       # the presets' sizes
+python -m pytest bench/bench_act.py bench/bench_step.py --preset storm --compile off
 """
 
 import itertools
@@ -22,10 +22,9 @@ from bench.comparing.turns import Turns, join
 from bench.devices import ROOT, commit, describe, device_name, slug
 from bench.rounds import Timed, as_calls
 from bench.warm_step import WarmStep, warm_step
-from stormfast.device import resolve_device
+from stormfast.device import keep_freed_memory, resolve_device
 from stormfast.errors import UserError
-from stormfast.heap import keep_freed_memory
-from stormfast.peaks import Peaks, measure_peaks
+from stormfast.measure.peaks import Peaks, measure_peaks
 
 RECORDS = pytest.StashKey[list[dict[str, Any]]]()
 DEVICE = pytest.StashKey[torch.device]()
@@ -40,10 +39,19 @@ MeasurePhase = Callable[[str], None]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("stormfast")
-    group.addoption("--device", default="cpu", help="what the benches run on: cpu (default, small sizes), cuda or cuda:N (the presets' sizes)")
+    group.addoption(
+        "--device",
+        default="cpu",
+        help="what the benches run on: cpu (default, small sizes), cuda or cuda:N (the presets' sizes)",
+    )
     sizes = "sizes of the phases, may be given more than once; default storm and fast on CUDA, else cpu"
     group.addoption("--preset", action="append", choices=["storm", "fast", "cpu", "tiny"], help=sizes)
-    group.addoption("--compile", default="auto", choices=["auto", "off", "default", "graphs"], help="of the phases, as of `stormfast train`")
+    group.addoption(
+        "--compile",
+        default="auto",
+        choices=["auto", "off", "default", "graphs"],
+        help="of the phases, as of `stormfast train`",
+    )
     group.addoption("--rounds", type=int, help="timed rounds of each bench; default 30 on CUDA, else 15")
     group.addoption("--save", action="store_true", help="write the results to bench/results/DEVICE/DATE-COMMIT.json")
 
@@ -80,8 +88,17 @@ def choose_file(config: pytest.Config) -> None:
 def result_path(device: torch.device) -> Path:
     """Of a file that is not there yet: an earlier run stays. Raises: UserError where the commit cannot be told."""
     head, dirty = commit()
-    stem = ROOT / "bench" / "results" / slug(device_name(device)) / f"{time.strftime('%Y-%m-%d')}-{head}{'-dirty' if dirty else ''}"
-    names = (stem.with_name(f"{stem.name}{suffix}.json") for suffix in itertools.chain([""], (f"-{n}" for n in itertools.count(2))))
+    stem = (
+        ROOT
+        / "bench"
+        / "results"
+        / slug(device_name(device))
+        / f"{time.strftime('%Y-%m-%d')}-{head}{'-dirty' if dirty else ''}"
+    )
+    names = (
+        stem.with_name(f"{stem.name}{suffix}.json")
+        for suffix in itertools.chain([""], (f"-{n}" for n in itertools.count(2)))
+    )
     return next(path for path in names if not path.exists())
 
 
@@ -93,7 +110,9 @@ def check_writable(path: Path) -> None:
         with tempfile.TemporaryFile(dir=path.parent):  # access rights do not tell: root has them everywhere
             pass
     except OSError as error:
-        raise pytest.UsageError(f"--benchmark-json must lie in a directory that can be written, got {path}: {error.strerror}") from None
+        raise pytest.UsageError(
+            f"--benchmark-json must lie in a directory that can be written, got {path}: {error.strerror}"
+        ) from None
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
@@ -110,7 +129,9 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "preset" in metafunc.fixturenames:
         config = metafunc.config
-        metafunc.parametrize("preset", config.getoption("--preset") or PRESETS[config.stash[DEVICE].type], scope="session")
+        metafunc.parametrize(
+            "preset", config.getoption("--preset") or PRESETS[config.stash[DEVICE].type], scope="session"
+        )
 
 
 @pytest.fixture(scope="session")
@@ -150,7 +171,12 @@ def time_rounds(benchmark: Any, request: pytest.FixtureRequest) -> TimeRounds:
             if turns is not None:
                 turns.wait(item.name, request.session.items.index(item), next(rounds))
 
-        benchmark.pedantic(timed.run, setup=take_turn, rounds=config.getoption("--rounds") or ROUNDS[device.type], warmup_rounds=WARMUP_ROUNDS)
+        benchmark.pedantic(
+            timed.run,
+            setup=take_turn,
+            rounds=config.getoption("--rounds") or ROUNDS[device.type],
+            warmup_rounds=WARMUP_ROUNDS,
+        )
         if not benchmark.enabled:  # everything ran once
             return None
         seconds = benchmark.stats["median"] / timed.calls
@@ -169,7 +195,9 @@ def time_rounds(benchmark: Any, request: pytest.FixtureRequest) -> TimeRounds:
 
 
 @pytest.fixture
-def measure_phase(benchmark: Any, step: WarmStep, peaks: Peaks, device: torch.device, time_rounds: TimeRounds) -> MeasurePhase:
+def measure_phase(
+    benchmark: Any, step: WarmStep, peaks: Peaks, device: torch.device, time_rounds: TimeRounds
+) -> MeasurePhase:
     """Times a phase of a step by its name, and keeps its work and its share of what the device can do."""
 
     def run(name: str) -> None:
@@ -183,7 +211,9 @@ def measure_phase(benchmark: Any, step: WarmStep, peaks: Peaks, device: torch.de
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
     machine_info.pop("node", None)  # the host's name is nobody's business
     arguments = [argument for argument in config.invocation_params.args if not argument.startswith("--benchmark-json")]
-    machine_info.update(describe(config.stash[DEVICE]), command=" ".join(["python -m pytest", *arguments]), load=os.getloadavg()[0])
+    machine_info.update(
+        describe(config.stash[DEVICE]), command=" ".join(["python -m pytest", *arguments]), load=os.getloadavg()[0]
+    )
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

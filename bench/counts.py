@@ -1,4 +1,4 @@
-"""How much does the program ask for? Counts that no noise touches: launches, FLOPs, compiled graphs, instructions.
+"""How much does the program ask for? OpCounts that no noise touches: launches, FLOPs, compiled graphs, instructions.
 
     python bench/counts.py                              # the tables, a minute and a half; no GPU needed
     python bench/counts.py --groups phases,compiled     # without the kernels, whose disassembly takes a minute
@@ -8,13 +8,13 @@
 
 What is counted, in three groups:
     phases      launches, host reads, FLOPs and bytes of large operators of each phase of a step, for each preset
-                (stormfast/counting.py says what counts, counted/phases.py at which sizes)
+                (stormfast/measure/op_counts.py says what counts, counted/phases.py at which sizes)
     compiled    graphs, graph breaks and recompilations of each part that torch.compile is given
     kernels     SASS instructions, registers, shared memory, stack and spills of each Triton kernel at the shapes of the
                 presets, on sm_80, 86, 89, 90 and 120 (profiling/kernel_report.py)
 
 bench/counts.json holds them exactly, and the file must equal what is counted: a rise is a regression, and a fall that nobody
-wrote down could be lost unseen. Counts of phases and graphs hold for the version of torch that the file names, those of kernels for
+wrote down could be lost unseen. OpCounts of phases and graphs hold for the version of torch that the file names, those of kernels for
 its version of triton; with another they are left out, with a line, and --check fails: name the groups that can be checked. Exit
 codes: 0 done, 1 a count differs or was not checked (--check), 2 bad input.
 """
@@ -52,12 +52,12 @@ RENEW = "python bench/counts.py --write"
 
 
 def count_group(group: str) -> dict[str, int]:
-    """Counts of one group, by flat names. Raises: UserError where they cannot be had here; ImportError in a checkout that lacks the group."""
+    """OpCounts of one group, by flat names. Raises: UserError where they cannot be had here; ImportError in a checkout that lacks the group."""
     return import_module(MODULES[group]).collect()
 
 
 def collect(groups: Iterable[str] = tuple(GROUPS)) -> dict[str, int]:
-    """Counts of the groups, by flat names: storm.world_model.launches. A group that this checkout or machine lacks is a line on stderr."""
+    """OpCounts of the groups, by flat names: storm.world_model.launches. A group that this checkout or machine lacks is a line on stderr."""
     counts: dict[str, int] = {}
     for group in groups:
         try:
@@ -95,7 +95,10 @@ class Difference:
 def differences(old: dict[str, int], new: dict[str, int]) -> list[Difference]:
     """Every count that differs, by flat names; those that are worse first."""
     names = [name for name in old | new if old.get(name) != new.get(name)]
-    found = [Difference(name, old.get(name), new.get(name), name in old and name in new and new[name] > old[name]) for name in names]
+    found = [
+        Difference(name, old.get(name), new.get(name), name in old and name in new and new[name] > old[name])
+        for name in names
+    ]
     return sorted(found, key=lambda difference: not difference.worse)
 
 
@@ -110,7 +113,9 @@ def comparable(groups: Iterable[str], saved: dict[str, Any], here: dict[str, Any
         if version(saved.get(library)) == version(here.get(library)):
             same.append(group)
         else:
-            say(f"{group} are left out: counted with {library} {version(saved.get(library))}, and here is {version(here.get(library))}")
+            say(
+                f"{group} are left out: counted with {library} {version(saved.get(library))}, and here is {version(here.get(library))}"
+            )
     return same
 
 
@@ -131,7 +136,9 @@ def check(path: Path, groups: Sequence[str]) -> int:
         say(str(difference))
     worse = sum(difference.worse for difference in found)
     if found:
-        say(f"{worse} of {len(counted)} counts rose, {len(found) - worse} differ otherwise; if all are meant, write them down with `{RENEW}`")
+        say(
+            f"{worse} of {len(counted)} counts rose, {len(found) - worse} differ otherwise; if all are meant, write them down with `{RENEW}`"
+        )
     elif checked:
         print(f"{len(counted)} counts are those of {path.name}")
     if len(checked) < len(groups):
@@ -149,11 +156,17 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
         content = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} must hold counts, but {one_line(error)}; write it with --write") from None
-    if not isinstance(content, dict) or not isinstance(content.get("about"), dict) or not isinstance(content.get("counts"), dict):
+    if (
+        not isinstance(content, dict)
+        or not isinstance(content.get("about"), dict)
+        or not isinstance(content.get("counts"), dict)
+    ):
         raise UserError(f"{path} must hold 'about' and 'counts', but it lacks one; write it with --write")
     for library in GROUPS.values():
         if not isinstance(content["about"].get(library), str | None):
-            raise UserError(f"{path} must name the version of {library}, but it is {content['about'][library]!r}; write it with --write")
+            raise UserError(
+                f"{path} must name the version of {library}, but it is {content['about'][library]!r}; write it with --write"
+            )
     counts = flatten(content["counts"])
     for name, value in counts.items():
         if type(value) is not int:
@@ -211,7 +224,9 @@ def tables(counts: dict[str, int]) -> str:
         rows = list(leaves(tree.get(group, tree)))
         if rows:
             columns = list(rows[0][1])
-            cells = ([name, *(f"{row[column]:,}" if column in row else "-" for column in columns)] for name, row in rows)
+            cells = (
+                [name, *(f"{row[column]:,}" if column in row else "-" for column in columns)] for name, row in rows
+            )
             text.append(aligned([[group, *columns], *cells]))
     return "\n\n".join(text)
 
@@ -227,7 +242,10 @@ def leaves(tree: dict[str, Any], path: tuple[str, ...] = ()) -> Iterable[tuple[s
 
 def aligned(rows: list[list[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    justified = ([cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))] for row in rows)
+    justified = (
+        [cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))]
+        for row in rows
+    )
     return "\n".join(map("  ".join, justified))
 
 
@@ -252,7 +270,9 @@ def some_groups(text: str) -> list[str]:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__)
     parser.add_argument("--groups", type=some_groups, help=f"some of {','.join(GROUPS)}; default all")
-    parser.add_argument("--file", type=Path, default=SAVED, help="what --check reads and --write writes; default bench/counts.json")
+    parser.add_argument(
+        "--file", type=Path, default=SAVED, help="what --check reads and --write writes; default bench/counts.json"
+    )
     does = parser.add_mutually_exclusive_group()
     does.add_argument("--json", type=Path, metavar="FILE", help="write what was counted to a file as well")
     does.add_argument("--check", action="store_true", help="exit 1 where a count is not the file's")
@@ -270,7 +290,11 @@ def run(options: argparse.Namespace) -> int:
     target = options.file if options.write else options.json
     if target:
         check_writable("--file" if options.write else "--json", target)
-    counts = {name: value for group in groups for name, value in count_group(group).items()} if options.write else collect(groups)
+    counts = (
+        {name: value for group in groups for name, value in count_group(group).items()}
+        if options.write
+        else collect(groups)
+    )
     if target:
         save(target, counts)
     print(tables(counts))

@@ -1,6 +1,6 @@
 """What a benchmark ran on: the device's name, its driver and clocks, versions, commit; and how fast it copies memory.
 
-    python bench/devices.py cuda        # the folder's name under bench/results, and the commit
+python bench/devices.py cuda        # the folder's name under bench/results, and the commit
 """
 
 import os
@@ -21,11 +21,12 @@ sys.path[:0] = [str(ROOT)]  # as a script, of this checkout
 from stormfast.errors import UserError  # noqa: E402
 
 try:
-    from stormfast.provenance import commit
+    from stormfast.runs.provenance import commit
 except ImportError:  # an older commit, timed by these benches: compare.py says which
 
     def commit() -> tuple[str, bool | None]:
         return os.environ.get("STORMFAST_COMMIT", "unknown"), None
+
 
 COPY_BYTES = {"cuda": 1 << 30, "cpu": 1 << 28}  # of one buffer: beyond every cache
 CLOCKS = ("clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem")  # MHz
@@ -78,7 +79,9 @@ def _nvidia_smi(device: torch.device) -> dict[str, Any]:
         return {}
     uuid = str(torch.cuda.get_device_properties(device).uuid)  # its index may differ from torch's
     query = f"--query-gpu={','.join(('driver_version', *CLOCKS))}"
-    fields = _output("nvidia-smi", f"--id=GPU-{uuid.removeprefix('GPU-')}", query, "--format=csv,noheader,nounits").split(", ")
+    fields = _output(
+        "nvidia-smi", f"--id=GPU-{uuid.removeprefix('GPU-')}", query, "--format=csv,noheader,nounits"
+    ).split(", ")
     return dict(zip(("driver", *CLOCKS), fields, strict=True)) if len(fields) == 1 + len(CLOCKS) else {}
 
 
@@ -101,7 +104,9 @@ def _seconds_of_copies(source: torch.Tensor, target: torch.Tensor, copies: int) 
     for _ in range(copies):
         target.copy_(source)
     if source.is_cuda:
-        torch.cuda.synchronize(source.device)  # some 10 us beside the 5 ms that ten copies of 1 GiB take on the fastest card
+        torch.cuda.synchronize(
+            source.device
+        )  # some 10 us beside the 5 ms that ten copies of 1 GiB take on the fastest card
     return time.perf_counter() - started
 
 
@@ -110,7 +115,9 @@ def main() -> int:
 
     try:
         if len(sys.argv) != 2:
-            raise UserError(f"expected one device: python bench/devices.py cpu|cuda|cuda:N, got {len(sys.argv) - 1} arguments")
+            raise UserError(
+                f"expected one device: python bench/devices.py cpu|cuda|cuda:N, got {len(sys.argv) - 1} arguments"
+            )
         device = resolve_device(sys.argv[1])
         head, dirty = commit()
     except UserError as error:

@@ -37,12 +37,15 @@ try:
     from bench.suite import wheels
     from bench.suite.process import Signals
     from bench.suite.record import LOGS, only_one, open_record, writable_folder
-    from bench.suite.run import Around, environment, run_stages, tell
+    from bench.suite.run import Around, environment, log_line, run_stages
     from bench.suite.stages import choose, plan
     from bench.suite.training import Training, go_on
     from stormfast.errors import UserError
 except ModuleNotFoundError as error:  # what torch needs is all that the suite itself needs
-    print(f"gpu_suite: {sys.executable} must have torch and numpy, but: {error}; name another interpreter: PYTHON=...", file=sys.stderr)
+    print(
+        f"gpu_suite: {sys.executable} must have torch and numpy, but: {error}; name another interpreter: PYTHON=...",
+        file=sys.stderr,
+    )
     sys.exit(2)
 
 MINUTES = 10.0  # of the suite, unless told otherwise
@@ -82,13 +85,26 @@ def whole(least: int) -> Callable[[str], int]:
 
 def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", type=device, default="cuda", help="cuda (default), cuda:N, or cpu")
-    parser.add_argument("--wheels", type=Path, metavar="FOLDER", help="install its *.whl for the suite alone, without a network")
-    parser.add_argument("--results", type=Path, default=ROOT / "bench" / "results", metavar="FOLDER", help="where results go; default bench/results")
+    parser.add_argument(
+        "--wheels", type=Path, metavar="FOLDER", help="install its *.whl for the suite alone, without a network"
+    )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=ROOT / "bench" / "results",
+        metavar="FOLDER",
+        help="where results go; default bench/results",
+    )
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     about, _, more = (__doc__ or "").partition("\n")
-    looks = {"description": about, "epilog": more, "formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+    looks = {
+        "description": about,
+        "epilog": more,
+        "formatter_class": argparse.RawDescriptionHelpFormatter,
+        "allow_abbrev": False,
+    }
     if arguments and arguments[0] == "train":
         parser = Parser(prog="bench/gpu_suite.sh train", **looks)
         parser.add_argument("--game", required=True, help="one of `stormfast games`")
@@ -96,8 +112,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         parser.add_argument("--seed", type=whole(0), default=0, help="default 0")
         parser.add_argument("--steps", type=whole(1), default=100_000, help="environment steps; default 100,000")
         parser.add_argument("--episodes", type=whole(1), default=100, help="to evaluate with; default 100")
-        parser.add_argument("--minutes", type=minutes, default=math.inf, help="stop, saved, within this time; default none")
-        parser.add_argument("--run-dir", type=Path, help="default runs/suite/GAME-PRESET-seedN; what else is given goes to `stormfast train`")
+        parser.add_argument(
+            "--minutes", type=minutes, default=math.inf, help="stop, saved, within this time; default none"
+        )
+        parser.add_argument(
+            "--run-dir",
+            type=Path,
+            help="default runs/suite/GAME-PRESET-seedN; what else is given goes to `stormfast train`",
+        )
         add_common(parser)
         options, options.more = parser.parse_known_args(arguments[1:])
         return options
@@ -134,7 +156,10 @@ def suite(options: argparse.Namespace, arguments: Sequence[str], started: float)
         raise UserError(str(error)) from None
     folder = writable_folder(options.results.resolve() / machine.pop("slug"))
     busy = f"another suite, or a stage that outlived one, runs on this device: it holds {folder / LOGS / 'lock'}; wait until it has ended"
-    with Signals() as signals, only_one(folder / LOGS / "lock", busy) as lock:  # two on one device would time each other
+    with (
+        Signals() as signals,
+        only_one(folder / LOGS / "lock", busy) as lock,
+    ):  # two on one device would time each other
         record = open_record(folder, machine, fresh=not is_training and options.stages is None, site=site)
         record.document["command"] = shlex.join(["bench/gpu_suite.sh", *arguments])
         around = Around(given, signals, started + 60 * options.minutes, (lock,))
@@ -142,7 +167,7 @@ def suite(options: argparse.Namespace, arguments: Sequence[str], started: float)
             status = go_on(training(options), record, around)
         else:
             status = run_stages(stages, record, around)
-    tell(f"{record.path}\n{record.path.with_suffix('.md')}")
+    log_line(f"{record.path}\n{record.path.with_suffix('.md')}")
     return status
 
 

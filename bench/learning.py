@@ -49,7 +49,15 @@ def learn(game: str, seed: int, run: str, train_flags: list[str], episodes: int)
     (agent_file,) = run_dir.glob("evaluation-[0-9]*.json")
     agent, random = (json.loads(path.read_text()) for path in (agent_file, run_dir / "evaluation-random.json"))
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    kept = ("step", "seconds", "episodes", "episode_return", "world_model/total", "world_model/dynamics_kl", "agent/entropy")
+    kept = (
+        "step",
+        "seconds",
+        "episodes",
+        "episode_return",
+        "world_model/total",
+        "world_model/dynamics_kl",
+        "agent/entropy",
+    )
     apart = agent["return"]["mean"] - random["return"]["mean"]
     error = (agent["return"]["standard_error"] ** 2 + random["return"]["standard_error"] ** 2) ** 0.5
     return {
@@ -80,9 +88,15 @@ def draw(result: dict[str, Any], path: Path) -> None:
         minutes, returns = [line["seconds"] / 60 for line in points], [line["episode_return"] for line in points]
         (drawn,) = axes.plot(minutes, returns, label=f"seed {run['seed']}, training episodes", alpha=0.6)
         end, agent, label = run["seconds"] / 60, run["agent"], f"seed {run['seed']}, evaluated (standard error)"
-        axes.errorbar(end, agent["mean"], agent["standard_error"], fmt="o", capsize=3, color=drawn.get_color(), label=label)
+        axes.errorbar(
+            end, agent["mean"], agent["standard_error"], fmt="o", capsize=3, color=drawn.get_color(), label=label
+        )
     axes.axhline(result["runs"][0]["random"]["mean"], color="grey", linestyle="--", label="random policy")
-    axes.set(xlabel="minutes of training", ylabel="episode return", title=f"{result['game']}, preset {result['preset']}\n{result['device']}")
+    axes.set(
+        xlabel="minutes of training",
+        ylabel="episode return",
+        title=f"{result['game']}, preset {result['preset']}\n{result['device']}",
+    )
     axes.legend(fontsize=8)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
@@ -90,12 +104,16 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
 def arguments() -> tuple[argparse.Namespace, list[str]]:
     """This script's arguments, checked, and those for `stormfast train`."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--game", required=True)
     parser.add_argument("--preset", default="cpu")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--episodes", type=int, default=30, help="to evaluate with, 2 at least (default: 30)")
-    parser.add_argument("--allow-dirty", action="store_true", help="run although the working tree differs from its commit")
+    parser.add_argument(
+        "--allow-dirty", action="store_true", help="run although the working tree differs from its commit"
+    )
     known, train_flags = parser.parse_known_args()
     if known.episodes < 2:
         parser.error(f"--episodes must be >= 2, for a standard error, got {known.episodes}")
@@ -104,11 +122,16 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
         if name.replace("_", "-") in OURS:
             parser.error(f"{name} is given by this script; leave it out (--seeds says which seeds)")
         if Path(value or name).is_absolute():
-            parser.error(f"results must name no path of this machine, got {flag}; give it relative to the root of the repository")
+            parser.error(
+                f"results must name no path of this machine, got {flag}; give it relative to the root of the repository"
+            )
     if not commit():
         parser.exit(2, "Results name the commit they come from, but this is no git checkout; clone the repository.\n")
     if commit().endswith("-dirty") and not known.allow_dirty:
-        parser.exit(2, "Results name the commit they come from, but the working tree has changes; commit them, or add --allow-dirty.\n")
+        parser.exit(
+            2,
+            "Results name the commit they come from, but the working tree has changes; commit them, or add --allow-dirty.\n",
+        )
     return known, train_flags
 
 
@@ -136,7 +159,9 @@ def main() -> int:
     for run in result["runs"]:
         apart = run["standard_errors_above_random"]
         distance = "no spread" if apart is None else f"{apart:.1f} standard errors apart"
-        print(f"seed {run['seed']}: agent {run['agent']['mean']:.2f}, random {run['random']['mean']:.2f}, {distance}, {run['seconds'] / 60:.1f} min")
+        print(
+            f"seed {run['seed']}: agent {run['agent']['mean']:.2f}, random {run['random']['mean']:.2f}, {distance}, {run['seconds'] / 60:.1f} min"
+        )
     return 0
 
 

@@ -63,10 +63,22 @@ def download(names: Sequence[str], python: str, folder: Path) -> None:
     """Raises: UserError where pip finds no wheel."""
     known = pins(python)
     wanted = [f"{name}=={known[name]}" if name in known else name for name in names]
-    what = ("--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:", "--implementation", "cp", "--python-version", python)
+    what = (
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--implementation",
+        "cp",
+        "--python-version",
+        python,
+    )
     platforms = [word for platform in PLATFORMS for word in ("--platform", platform)]
     done = subprocess.run(
-        [sys.executable, "-m", "pip", "download", *what, *platforms, "--dest", folder, *wanted], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "pip", "download", *what, *platforms, "--dest", folder, *wanted],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
@@ -75,13 +87,22 @@ def download(names: Sequence[str], python: str, folder: Path) -> None:
 
 def only_atari(envpool: Path, ale: Path, target: Path) -> None:
     """Writes envpool's wheel with its Atari part alone, and ale-py's ROMs where it looks for them. Raises: UserError where they look otherwise."""
-    with zipfile.ZipFile(envpool) as source, zipfile.ZipFile(ale) as roms, zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as made:
+    with (
+        zipfile.ZipFile(envpool) as source,
+        zipfile.ZipFile(ale) as roms,
+        zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as made,
+    ):
         kept = [name for name in source.namelist() if _is_atari(name)]
         games = [name for name in roms.namelist() if name.startswith("ale_py/roms/") and name.endswith(".bin")]
         if "envpool/entry.py" not in kept or not games:
-            raise UserError(f"{envpool.name} and {ale.name} are laid out otherwise than this script knows; pack them with --without-atari")
+            raise UserError(
+                f"{envpool.name} and {ale.name} are laid out otherwise than this script knows; pack them with --without-atari"
+            )
         record = next(name for name in kept if name.endswith(".dist-info/RECORD"))
-        contents = {name: source.read(name) for name in kept if name != record} | {"envpool/entry.py": ENTRY, "envpool_assets/__init__.py": b""}
+        contents = {name: source.read(name) for name in kept if name != record} | {
+            "envpool/entry.py": ENTRY,
+            "envpool_assets/__init__.py": b"",
+        }
         contents |= {f"envpool_assets/atari/roms/{Path(name).name}": roms.read(name) for name in games}
         contents[record] = "".join(f"{name},,\n" for name in [*contents, record]).encode()
         for name, content in contents.items():
@@ -118,8 +139,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     about, _, more = (__doc__ or "").partition("\n")
     parser = Parser(description=about, epilog=more, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--python", default="3.12", choices=["3.11", "3.12", "3.13"], help="the other machine's; default 3.12")
-    parser.add_argument("--without-atari", action="store_true", help="no emulator: the suite then profiles the built-in game")
+    parser.add_argument(
+        "--python", default="3.12", choices=["3.11", "3.12", "3.13"], help="the other machine's; default 3.12"
+    )
+    parser.add_argument(
+        "--without-atari", action="store_true", help="no emulator: the suite then profiles the built-in game"
+    )
     options = parser.parse_args(arguments)
     try:
         wheels = pack(options.folder, options.python, not options.without_atari)

@@ -24,7 +24,6 @@ if __name__ == "__main__":
     sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]  # the proof is of this checkout
 
 
-
 from bench.compare import about, as_text, check, exit_status, use_threads  # noqa: E402
 from bench.comparing import ratios  # noqa: E402
 from bench.comparing.scratch import scratch_directory  # noqa: E402
@@ -34,11 +33,11 @@ from bench.comparing.verdicts import Comparison, as_json, in_turn, show  # noqa:
 from bench.devices import commit  # noqa: E402
 from bench.script import Parser, written  # noqa: E402
 from stormfast.errors import UserError  # noqa: E402
-from stormfast.progress import tell  # noqa: E402
+from stormfast.runs.progress import log_line  # noqa: E402
 
 SLOWDOWN = 0.20
 PATHS = [f"bench/bench_{name}.py" for name in ("world_model", "imagination", "agent", "act", "replay", "step")]
-SLOWED = '''
+SLOWED = """
 
 
 # --- planted -----
@@ -61,7 +60,7 @@ def slowed(method):
 
 
 {target} = slowed({target})
-'''
+"""
 
 
 @dataclass(frozen=True)
@@ -116,27 +115,35 @@ def prove(root: Path, plant: Plant, choice: Choice, limit: float, unchanged: int
     trials = []
     for i in range(1 + unchanged):
         name = f"unchanged {i}" if i else f"planted {plant.slowdown:.0%}"
-        tell(f"{name}, {i + 1} of {1 + unchanged} comparisons")
+        log_line(f"{name}, {i + 1} of {1 + unchanged} comparisons")
         new = Side("new", snapshot(old.tree, scratch / "new"), head)
         if not i:
             plant.into(new.tree)
         comparison = in_turn(old, new, choice, limit, scratch)
         trials.append(Trial(name, comparison) if i else Trial(name, comparison, plant.measured, plant.contains))
-        tell(show(comparison))
+        log_line(show(comparison))
         shutil.rmtree(new.tree)
     return trials
 
 
 def table(trials: Sequence[Trial]) -> str:
     """Markdown, a row a comparison."""
-    lines = ["| comparison | benches | flagged, with ratio and interval | least - most other ratio | unclear | held |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| comparison | benches | flagged, with ratio and interval | least - most other ratio | unclear | held |",
+        "|---|---|---|---|---|---|",
+    ]
     for trial in trials:
         benches, flagged = trial.comparison.benches, trial.comparison.having("slower")
-        shown = [f"{bench.rpartition('::')[2]} {(r := benches[bench].ratio).value:.3f} ({r.low:.3f} - {r.high:.3f})" for bench in flagged]
+        shown = [
+            f"{bench.rpartition('::')[2]} {(r := benches[bench].ratio).value:.3f} ({r.low:.3f} - {r.high:.3f})"
+            for bench in flagged
+        ]
         others = [each.ratio.value for bench, each in benches.items() if bench not in flagged]
         span = f"{min(others):.3f} - {max(others):.3f}" if others else "none"
         unclear = len(trial.comparison.having("unclear"))
-        lines.append(f"| {trial.name} | {len(benches)} | {', '.join(shown) or 'none'} | {span} | {unclear} | {'yes' if trial.held else 'NO'} |")
+        lines.append(
+            f"| {trial.name} | {len(benches)} | {', '.join(shown) or 'none'} | {span} | {unclear} | {'yes' if trial.held else 'NO'} |"
+        )
     return "\n".join(lines)
 
 
@@ -152,7 +159,10 @@ def reasons(trials: Sequence[Trial]) -> list[str]:
 
 def record(trials: Sequence[Trial], plant: Plant) -> dict[str, Any]:
     """All of it, as JSON types."""
-    each = [{"name": trial.name, "held": trial.held, "missed": trial.missed, "false_alarms": trial.false_alarms} for trial in trials]
+    each = [
+        {"name": trial.name, "held": trial.held, "missed": trial.missed, "false_alarms": trial.false_alarms}
+        for trial in trials
+    ]
     return {
         "planted": dataclasses.asdict(plant),
         "held": all(trial.held for trial in trials),
@@ -165,12 +175,28 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__)
     parser.add_argument("paths", nargs="*", default=PATHS, help="bench files; default all but kernels and environments")
     parser.add_argument("-k", dest="keyword", default="", metavar="EXPR", help="which benches, as pytest has it")
-    parser.add_argument("--unchanged", type=int, default=3, help="comparisons of the checkout with itself; default %(default)s")
+    parser.add_argument(
+        "--unchanged", type=int, default=3, help="comparisons of the checkout with itself; default %(default)s"
+    )
     parser.add_argument("--threads", type=int, default=1, help="of torch; default %(default)s")
-    parser.add_argument("--rounds", type=int, default=ratios.ROUNDS, help="timed rounds of a bench and launch; default %(default)s")
-    parser.add_argument("--launches", type=int, default=ratios.LAUNCHES, help="processes of each side and comparison; default %(default)s")
-    parser.add_argument("--limit", type=float, default=ratios.LIMIT, help="ratio beyond which a bench is slower; default %(default)s")
-    parser.add_argument("--patience", type=float, default=600.0, help="seconds without a round until a process counts as hung; default %(default)g")
+    parser.add_argument(
+        "--rounds", type=int, default=ratios.ROUNDS, help="timed rounds of a bench and launch; default %(default)s"
+    )
+    parser.add_argument(
+        "--launches",
+        type=int,
+        default=ratios.LAUNCHES,
+        help="processes of each side and comparison; default %(default)s",
+    )
+    parser.add_argument(
+        "--limit", type=float, default=ratios.LIMIT, help="ratio beyond which a bench is slower; default %(default)s"
+    )
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=600.0,
+        help="seconds without a round until a process counts as hung; default %(default)g",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result")
     parser.add_argument("--verbose", action="store_true", help="show what the benches print")
     parser.set_defaults(device="cpu", no_counts=True, counts_only=False)

@@ -22,14 +22,16 @@ sys.path[:0] = [str(ROOT)]  # as a script, of this checkout
 from bench.grid import grid  # noqa: E402
 from bench.table import PHASES, phase_cells  # noqa: E402
 from stormfast.errors import UserError  # noqa: E402
-from stormfast.profile_report import number  # noqa: E402
-from stormfast.run_dir import write_whole  # noqa: E402
+from stormfast.measure.profile_report import number  # noqa: E402
+from stormfast.runs.directory import write_whole  # noqa: E402
 
 READMES = ("README.md", "bench/README.md")
 BLOCK = re.compile(r"(<!-- results: (\S+) -->\n)(.*?)(<!-- end of results -->)", re.DOTALL)
 PROTOCOL_STEPS = 100_000
 TIMED = ("act", "world_model", "imagination", "agent")  # phases of a profile that have a column
-PRECISION = {name: f"{name} {precision}" for name, precision in (("storm", "bfloat16"), ("fast", "bfloat16"), ("cpu", "float32"))}  # as counted
+PRECISION = {
+    name: f"{name} {precision}" for name, precision in (("storm", "bfloat16"), ("fast", "bfloat16"), ("cpu", "float32"))
+}  # as counted
 HELD = "- counted, alike on every machine, and held at every commit by tests/bench/test_counts.py: `python bench/counts.py`"
 
 
@@ -51,9 +53,13 @@ def source(path: Path, device: Any, commit: Any, command: Any) -> Source:
     told = {"device": device, "commit": commit, "command": command}
     missing = [name for name, value in told.items() if not isinstance(value, str) or value in ("", "unknown")]
     if missing:
-        raise UserError(f"{path.relative_to(ROOT)} must say its device, commit and command, but lacks its {' and '.join(missing)}; measure again")
+        raise UserError(
+            f"{path.relative_to(ROOT)} must say its device, commit and command, but lacks its {' and '.join(missing)}; measure again"
+        )
     if commit.endswith("-dirty"):
-        raise UserError(f"{path.relative_to(ROOT)} was measured with changes that no commit has ({commit}); commit them and measure again")
+        raise UserError(
+            f"{path.relative_to(ROOT)} was measured with changes that no commit has ({commit}); commit them and measure again"
+        )
     return Source(device, commit, command)
 
 
@@ -74,13 +80,17 @@ def told_by(path: Path) -> Iterator[None]:
     try:
         yield
     except (LookupError, TypeError, AttributeError, ValueError) as error:
-        raise UserError(f"{path} must hold a result of the benches, but {type(error).__name__}: {error}; measure again") from None
+        raise UserError(
+            f"{path} must hold a result of the benches, but {type(error).__name__}: {error}; measure again"
+        ) from None
 
 
 def cited(header: list[str], rows: list[list[str]], sources: Iterable[Source | str]) -> str:
     """A table, and below it each of its sources once."""
     told = dict.fromkeys(map(str, sources))
-    return "\n".join([grid(header, rows), "", "<details><summary>devices, commits, commands</summary>", "", *told, "", "</details>"])
+    return "\n".join(
+        [grid(header, rows), "", "<details><summary>devices, commits, commands</summary>", "", *told, "", "</details>"]
+    )
 
 
 # --- tables ------------------------------------------------------------------------------------------------------
@@ -113,21 +123,53 @@ def trained_or_learned(path: Path, found: Any) -> Rows:
 
 def learned(path: Path, found: Any) -> Rows:
     runs = found["runs"]
-    origin = [source(path, found["device"], found["commit"], command) for run in runs for command in run["commands"] or [None]]
-    scores = [", ".join(f"{number(run[who]['mean'])} ± {number(run[who]['standard_error'])}" for run in runs) for who in ("agent", "random")]
+    origin = [
+        source(path, found["device"], found["commit"], command) for run in runs for command in run["commands"] or [None]
+    ]
+    scores = [
+        ", ".join(f"{number(run[who]['mean'])} ± {number(run[who]['standard_error'])}" for run in runs)
+        for who in ("agent", "random")
+    ]
     minutes = ", ".join(f"{run['seconds'] / 60:.0f}" for run in runs)
     seeds = ", ".join(str(run["seed"]) for run in runs)
-    return [[found["game"], found["preset"], seeds, f"{runs[0]['steps']:,}", minutes, *scores, origin[0].device, origin[0].commit]], origin
+    return [
+        [
+            found["game"],
+            found["preset"],
+            seeds,
+            f"{runs[0]['steps']:,}",
+            minutes,
+            *scores,
+            origin[0].device,
+            origin[0].commit,
+        ]
+    ], origin
 
 
 def trained(path: Path, suite: Any) -> Rows:
     rows, sources = [], []
     for run in suite["training"]:
         if score := run.get("evaluation"):
-            origin = [source(path, suite["machine"]["device"], call["commit"], call["command"]) for call in run["calls"]]
+            origin = [
+                source(path, suite["machine"]["device"], call["commit"], call["command"]) for call in run["calls"]
+            ]
             low, high = score["mean_interval_95"]
-            about = [run["game"], run["preset"], str(run["seed"]), f"{run['step']:,}", f"{run['training_seconds'] / 60:.0f}"]
-            rows.append([*about, f"{number(score['mean'])} ({number(low)} to {number(high)})", "-", origin[-1].device, origin[-1].commit])
+            about = [
+                run["game"],
+                run["preset"],
+                str(run["seed"]),
+                f"{run['step']:,}",
+                f"{run['training_seconds'] / 60:.0f}",
+            ]
+            rows.append(
+                [
+                    *about,
+                    f"{number(score['mean'])} ({number(low)} to {number(high)})",
+                    "-",
+                    origin[-1].device,
+                    origin[-1].commit,
+                ]
+            )
             sources += origin
     return rows, sources
 
@@ -167,13 +209,22 @@ def launches() -> str:
     with told_by(path):
         counts = content["counts"]
         presets = [name for name in PRECISION if name in counts]
-        header = ["phase", *(f"{quantity}, {PRECISION[name]}" for name in presets for quantity in ("launches", "host reads", "GFLOP"))]
-        rows = [[phase, *(text for name in presets for text in asked(counts[name][phase]))] for phase in counts[presets[0]]]
+        header = [
+            "phase",
+            *(f"{quantity}, {PRECISION[name]}" for name in presets for quantity in ("launches", "host reads", "GFLOP")),
+        ]
+        rows = [
+            [phase, *(text for name in presets for text in asked(counts[name][phase]))] for phase in counts[presets[0]]
+        ]
     return cited(header, rows, [HELD])
 
 
 def asked(counts: Any) -> list[str]:
-    return [f"{counts['launches']:,}", str(counts["host_reads"]), number(counts["flops"] / 1e9) if counts.get("flops") else "-"]
+    return [
+        f"{counts['launches']:,}",
+        str(counts["host_reads"]),
+        number(counts["flops"] / 1e9) if counts.get("flops") else "-",
+    ]
 
 
 def benches() -> str:
@@ -205,15 +256,38 @@ def of_peers(path: Path, found: Any) -> Rows:
     for row in found["rows"]:
         over = row.get("over_ours")
         ratio = f"{over['value']:.2f} ({over['low']:.2f} to {over['high']:.2f})" if over else "1"
-        work = f"{row['kernel']} {row['shape']} {row['dtype']}" if "kernel" in row else f"{row['part']}, {row['preset']} {row['precision']}"
+        work = (
+            f"{row['kernel']} {row['shape']} {row['dtype']}"
+            if "kernel" in row
+            else f"{row['part']}, {row['preset']} {row['precision']}"
+        )
         counted = [number(row["flops"] / 1e9), f"{row['launches']:,}"] if "flops" in row else ["-", "-"]
-        rows.append([work, row.get("writer") or row["library"], number(row["seconds"] * 1e3), ratio, *counted, origin.device, origin.commit])
+        rows.append(
+            [
+                work,
+                row.get("writer") or row["library"],
+                number(row["seconds"] * 1e3),
+                ratio,
+                *counted,
+                origin.device,
+                origin.commit,
+            ]
+        )
     return rows, [origin]
 
 
 def collection() -> str:
     """Environments by library: bench/peers/collection.py."""
-    header = ["game", "environments", "backend", "over auto (least to most)", "steps/s", "CPU us a step", "device", "commit"]
+    header = [
+        "game",
+        "environments",
+        "backend",
+        "over auto (least to most)",
+        "steps/s",
+        "CPU us a step",
+        "device",
+        "commit",
+    ]
     return collected(header, results("collection-*"), of_collection)
 
 
@@ -266,8 +340,12 @@ def render(text: str) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     about, _, more = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(description=about, epilog=more, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where a README is not what the results say")
+    parser = argparse.ArgumentParser(
+        description=about, epilog=more, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit 1 where a README is not what the results say"
+    )
     known = parser.parse_args(arguments)
     stale = []
     try:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from stormfast.peaks import synchronize
+from stormfast.measure.peaks import synchronize
 
 ROUND_SECONDS = {"cuda": 4e-3, "cpu": 2e-3}  # least time of a round: a synchronisation's 10 us are 0.3 % of it
 

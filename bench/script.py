@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from stormfast.errors import UserError
-from stormfast.run_dir import write_whole
+from stormfast.runs.directory import write_whole
 
 
 class Parser(argparse.ArgumentParser):
@@ -19,7 +19,9 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, docstring: str | None) -> None:
         about, _, more = (docstring or "").partition("\n")
-        super().__init__(description=about, epilog=more, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+        super().__init__(
+            description=about, epilog=more, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        )
 
     def error(self, message: str) -> NoReturn:
         """argparse prints its usage, many lines, and exits."""
@@ -87,7 +89,9 @@ def check_writable(option: str, path: Path, *endings: str, make: bool = False) -
         with tempfile.TemporaryFile(dir=path.parent):  # access rights do not tell: root has them everywhere
             pass
     except OSError as error:
-        raise UserError(f"{option} must lie in a directory that can be written, got {path}: {error.strerror or error}; name another") from None
+        raise UserError(
+            f"{option} must lie in a directory that can be written, got {path}: {error.strerror or error}; name another"
+        ) from None
 
 
 def written(path: Path, data: bytes) -> None:
@@ -95,7 +99,9 @@ def written(path: Path, data: bytes) -> None:
     try:
         write_whole(path, data)
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}; name a file in a directory that can be") from None
+        raise UserError(
+            f"{path} cannot be written: {error.strerror or error}; name a file in a directory that can be"
+        ) from None
 
 
 def provenance(script: str, words: Sequence[str] | None) -> dict[str, Any]:

@@ -36,7 +36,11 @@ def markdown(records: list[Record]) -> str:
 
 def phase_cells(record: Record) -> list[str]:
     named = [record.get("phase", record["bench"]), record["preset"], milliseconds(record)]
-    return [*named, *work_cells(record), *(f"{record[key]:.4g}" if key in record else "-" for key in ("launches", "host_reads"))]
+    return [
+        *named,
+        *work_cells(record),
+        *(f"{record[key]:.4g}" if key in record else "-" for key in ("launches", "host_reads")),
+    ]
 
 
 def work_cells(record: Record) -> list[str]:
@@ -48,7 +52,13 @@ def work_cells(record: Record) -> list[str]:
 
 
 def env_cells(record: Record) -> list[str]:
-    return [record["game"], str(record["num_envs"]), record["env_backend"], milliseconds(record), f"{record['steps_per_second']:,.0f}"]
+    return [
+        record["game"],
+        str(record["num_envs"]),
+        record["env_backend"],
+        milliseconds(record),
+        f"{record['steps_per_second']:,.0f}",
+    ]
 
 
 def milliseconds(record: Record) -> str:
@@ -66,13 +76,24 @@ def heading(result: dict[str, Any]) -> str:
 
 def work() -> int:
     parser = Parser(__doc__)
-    parser.add_argument("files", nargs="+", type=Path, help="what `make bench`, or `pytest bench --benchmark-json=FILE`, wrote")
+    parser.add_argument(
+        "files", nargs="+", type=Path, help="what `make bench`, or `pytest bench --benchmark-json=FILE`, wrote"
+    )
     for path in parser.parse_args().files:
         try:
             result = json.loads(path.read_text())
             text = f"{heading(result)}\n\n{markdown([benchmark['extra_info'] for benchmark in result['benchmarks']])}\n"
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:  # JSON of any other shape
-            raise UserError(f"expected a file that `make bench` wrote, got {path}: {type(error).__name__}: {error}") from None
+        except (
+            OSError,
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+        ) as error:  # JSON of any other shape
+            raise UserError(
+                f"expected a file that `make bench` wrote, got {path}: {type(error).__name__}: {error}"
+            ) from None
         print(text)
     return 0
 

@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from stormfast.config import ProfileConfig
-from stormfast.counting import Counts
-from stormfast.full_step import FullStep, calls_until_captured, compile_mode, count_phases, cycle_steps, time_steps
-from stormfast.peaks import Peaks, floor_seconds
-from stormfast.profile import scratch_run, training_config
-from stormfast.run import Run
+from stormfast.measure.op_counts import OpCounts
+from stormfast.measure.peaks import Peaks, floor_seconds
+from stormfast.measure.phases import FullStep, calls_until_captured, compile_mode, count_phases, cycle_steps, time_steps
+from stormfast.measure.profile import scratch_run, training_config
+from stormfast.runs.run import Run
 from stormfast.train import advance
 
 STEP = "step"  # the whole of it, as the training loop runs it
@@ -25,7 +25,7 @@ class WarmStep:
 
     def __init__(self, run: Run) -> None:
         self.run, self.cycle = run, cycle_steps(run.config)
-        self.counts: dict[str, Counts] = count_phases(run)
+        self.counts: dict[str, OpCounts] = count_phases(run)
         phases = FullStep(run).captured()
         for _ in range(calls_until_captured(run) + 1):  # each needs those before it
             for phase in phases:
@@ -84,7 +84,9 @@ class WarmStep:
 def warm_step(preset: str, device: str, compile: str) -> Iterator[WarmStep]:
     """Raises: UserError where such a run cannot be had."""
     config = ProfileConfig(preset=preset, device=device, compile=compile)  # type: ignore[arg-type]
-    with scratch_run(training_config(config)) as run:  # not profile.warm_run: commits that these benches are to time too lack it
+    with scratch_run(
+        training_config(config)
+    ) as run:  # not profile.warm_run: commits that these benches are to time too lack it
         while run.step < run.config.acting.random_steps:
             advance(run)
         time_steps(run, max(config.warmup, calls_until_captured(run)), cycle_steps(run.config))

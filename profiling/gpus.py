@@ -38,7 +38,13 @@ DEVICES = {
     "rtx4090": datasheet("RTX 4090", 165.2, 82.6, 1008, ADA),
     "rtx5090": datasheet("RTX 5090", 209.5, 104.8, 1792, BLACKWELL),
     "a100": datasheet("A100 SXM 80 GB", 312, 19.5, 2039, "NVIDIA A100 80 GB datasheet"),
-    "h100": datasheet("H100 SXM", 989.4, 66.9, 3350, "NVIDIA H100 Tensor Core GPU Architecture whitepaper, H100 SXM5; bandwidth from the datasheet"),
+    "h100": datasheet(
+        "H100 SXM",
+        989.4,
+        66.9,
+        3350,
+        "NVIDIA H100 Tensor Core GPU Architecture whitepaper, H100 SXM5; bandwidth from the datasheet",
+    ),
     "h200": Device(
         "H200",
         790e12,
@@ -56,12 +62,12 @@ def measured() -> tuple[Device, dict[str, object]]:
 
     from bench.devices import describe
     from stormfast.device import resolve_device
-    from stormfast.peaks import measure_peaks
+    from stormfast.measure.peaks import measure_peaks
 
     device = resolve_device("auto")
     peaks, about = measure_peaks(device), describe(device)
     threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
-    source = f"measured on this machine{threads}: a large matrix product and a large copy, stormfast/peaks.py"
+    source = f"measured on this machine{threads}: a large matrix product and a large copy, stormfast/measure/peaks.py"
     return Device(str(about["device"]), peaks.bfloat16_flops, peaks.float32_flops, peaks.copy_bytes, source), about
 
 
@@ -73,11 +79,19 @@ def given(text: str) -> Device:
         teraflops = gigabytes = -1
     if not (0 < teraflops < float("inf") and 0 < gigabytes < float("inf")):
         raise UserError(f"--peaks must be two positive numbers TFLOPs,GB/s such as 165.2,1008, got '{text}'")
-    return Device(f"{teraflops:g} TFLOP/s, {gigabytes:g} GB/s", teraflops * 1e12, teraflops * 1e12, gigabytes * 1e9, "given as --peaks")
+    return Device(
+        f"{teraflops:g} TFLOP/s, {gigabytes:g} GB/s",
+        teraflops * 1e12,
+        teraflops * 1e12,
+        gigabytes * 1e9,
+        "given as --peaks",
+    )
 
 
 def check_names(names: Sequence[str]) -> None:
     """Raises: UserError for a name that is neither of DEVICES nor "measured"."""
     for name in names:
         if name not in DEVICES and name != "measured":
-            raise UserError(f"--device must be some of {','.join(DEVICES)},measured, got '{name}'; --peaks TFLOPs,GB/s takes any other device")
+            raise UserError(
+                f"--device must be some of {','.join(DEVICES)},measured, got '{name}'; --peaks TFLOPs,GB/s takes any other device"
+            )

@@ -16,7 +16,10 @@ from stormfast_kernels.counter_rng import CounterRng
 from stormfast_kernels.launch import Launch
 
 PRESETS = tuple(PRESET_TABLE)
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}  # under autocast, and as --precision float32 and acting compute
+DTYPES = {
+    "bf16": torch.bfloat16,
+    "fp32": torch.float32,
+}  # under autocast, and as --precision float32 and acting compute
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,9 @@ class Case:
     @property
     def bytes_moved(self) -> int:
         """Every tensor once. Exact for the sampling kernels; for attention it is the step that fills the cache, the longest."""
-        tensors = {id(x): x for x in self.launch.arguments.values() if isinstance(x, Tensor)}  # an unused argument repeats another
+        tensors = {
+            id(x): x for x in self.launch.arguments.values() if isinstance(x, Tensor)
+        }  # an unused argument repeats another
         return sum(x.numel() * x.element_size() for x in tensors.values())
 
 
@@ -74,14 +79,23 @@ def table(config: TrainConfig) -> dict[str, tuple[Builder, tuple[int, ...]]]:
     return {
         "rollout-sample": (sample, (imagination.batch_size, *latent)),  # Imagination.__call__, each imagined step
         "context-sample": (sample, (imagination.batch_size, imagination.context, *latent)),  # Imagination.__call__
-        "rollout-sample-counter": (sample_by_counter, (imagination.batch_size, *latent)),  # the same with numbers drawn in the kernel
+        "rollout-sample-counter": (
+            sample_by_counter,
+            (imagination.batch_size, *latent),
+        ),  # the same with numbers drawn in the kernel
         "rollout-mode": (mode, (imagination.batch_size, *latent)),
         "model-sample": (sample_with_log_probs, (model.batch_size, model.batch_length, *latent)),  # WorldModel.predict
         "model-sample-gradient": (gradient_of_both, (model.batch_size, model.batch_length, *latent)),
         "prior-log-probs": (log_probs, (model.batch_size, model.batch_length - 1, *latent)),  # world_model_loss
         "prior-log-probs-gradient": (gradient_of_log_probs, (model.batch_size, model.batch_length - 1, *latent)),
-        "attention-step": (attention_step, (imagination.batch_size, model.heads, tokens, head_size)),  # SequenceModel.step
-        "attention-step-256": (attention_step, (imagination.batch_size, model.heads, 256, head_size)),  # no preset's: a long cache is read in a loop
+        "attention-step": (
+            attention_step,
+            (imagination.batch_size, model.heads, tokens, head_size),
+        ),  # SequenceModel.step
+        "attention-step-256": (
+            attention_step,
+            (imagination.batch_size, model.heads, 256, head_size),
+        ),  # no preset's: a long cache is read in a loop
     }
 
 
@@ -109,7 +123,9 @@ def sample_from(draw: Tensor | CounterRng | None, shape: tuple[int, ...], dtype:
 
 def sample_with_log_probs(shape: tuple[int, ...], dtype: torch.dtype, unimix: float) -> Launch:
     index = empty(shape[:-1], torch.int64)
-    return categorical.forward_launch(empty(shape, dtype), empty(shape[:-1]), unimix, empty(shape, dtype), index, empty(shape))
+    return categorical.forward_launch(
+        empty(shape, dtype), empty(shape[:-1]), unimix, empty(shape, dtype), index, empty(shape)
+    )
 
 
 def log_probs(shape: tuple[int, ...], dtype: torch.dtype, unimix: float) -> Launch:
@@ -117,7 +133,9 @@ def log_probs(shape: tuple[int, ...], dtype: torch.dtype, unimix: float) -> Laun
 
 
 def gradient_of_both(shape: tuple[int, ...], dtype: torch.dtype, unimix: float) -> Launch:
-    return categorical.backward_launch(empty(shape, dtype), empty(shape, dtype), empty(shape), unimix, empty(shape, dtype))
+    return categorical.backward_launch(
+        empty(shape, dtype), empty(shape, dtype), empty(shape), unimix, empty(shape, dtype)
+    )
 
 
 def gradient_of_log_probs(shape: tuple[int, ...], dtype: torch.dtype, unimix: float) -> Launch:
@@ -129,4 +147,6 @@ def attention_step(shape: tuple[int, ...], dtype: torch.dtype, unimix: float) ->
     batch, heads, _, size = shape
     query, key, value, out = (empty((batch, heads, size), dtype) for _ in range(4))
     key_cache, value_cache = empty(shape, dtype), empty(shape, dtype)
-    return attention.step_launch(query, key, value, key_cache, value_cache, empty((), torch.int64), empty((batch,), torch.int64), out)
+    return attention.step_launch(
+        query, key, value, key_cache, value_cache, empty((), torch.int64), empty((batch,), torch.int64), out
+    )

@@ -72,7 +72,9 @@ class Row:
     def bytes_per_instruction(self) -> float | None:
         if self.case.loops:  # the code does not tell how many instructions run
             return None
-        return round(self.case.bytes_moved / (self.case.programs * self.case.launch.num_warps * self.found.instructions), 3)
+        return round(
+            self.case.bytes_moved / (self.case.programs * self.case.launch.num_warps * self.found.instructions), 3
+        )
 
     @property
     def warps(self) -> int:
@@ -80,7 +82,14 @@ class Row:
 
     def record(self) -> dict[str, Any]:
         case = self.case
-        about = {"case": case.name, "preset": case.preset, "kernel": case.kernel, "dtype": case.dtype, "shape": case.shape, "target": self.target}
+        about = {
+            "case": case.name,
+            "preset": case.preset,
+            "kernel": case.kernel,
+            "dtype": case.dtype,
+            "shape": case.shape,
+            "target": self.target,
+        }
         size = {"programs": case.programs, "num_warps": case.launch.num_warps, "bytes_moved": case.bytes_moved}
         occupancy = {"resident_warps": self.warps, "warps_per_sm": GPUS[self.target].warps_per_sm}
         return about | asdict(self.found) | size | occupancy | {"bytes_per_instruction": self.bytes_per_instruction}
@@ -94,11 +103,19 @@ def find_cuobjdump() -> str:
     if launch.IMPORT_TROUBLE is not None:
         raise UserError(f"the report needs triton, but {launch.IMPORT_TROUBLE}; pip install triton==3.7.1")
     if launch.INTERPRETED:
-        raise UserError("kernels are compiled here, but TRITON_INTERPRET asks for the interpreter; unset TRITON_INTERPRET")
+        raise UserError(
+            "kernels are compiled here, but TRITON_INTERPRET asks for the interpreter; unset TRITON_INTERPRET"
+        )
     try:
         return launch.triton.knobs.nvidia.cuobjdump.path
-    except (RuntimeError, OSError, ValueError) as error:  # none is found; the one named is not executable, or no cuobjdump
-        raise UserError(f"the report needs cuobjdump, which comes with triton's wheels, but {error}; set TRITON_CUOBJDUMP_PATH") from None
+    except (
+        RuntimeError,
+        OSError,
+        ValueError,
+    ) as error:  # none is found; the one named is not executable, or no cuobjdump
+        raise UserError(
+            f"the report needs cuobjdump, which comes with triton's wheels, but {error}; set TRITON_CUOBJDUMP_PATH"
+        ) from None
 
 
 def check_cache() -> None:
@@ -111,7 +128,9 @@ def check_cache() -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise UserError(f"triton needs a cache directory that can be written, but '{folder}': {error.strerror}; set TRITON_CACHE_DIR") from None
+        raise UserError(
+            f"triton needs a cache directory that can be written, but '{folder}': {error.strerror}; set TRITON_CACHE_DIR"
+        ) from None
 
 
 def survey(wanted: Sequence[Case], targets: Sequence[int]) -> list[Row]:
@@ -124,9 +143,14 @@ def survey(wanted: Sequence[Case], targets: Sequence[int]) -> list[Row]:
             if keys[-1] not in known:
                 known[keys[-1]] = pool.submit(measure, case.launch.compile_for(target), cuobjdump)
     try:
-        return [Row(case, target, known[key].result()) for (case, target), key in zip(product(wanted, targets), keys, strict=True)]
+        return [
+            Row(case, target, known[key].result())
+            for (case, target), key in zip(product(wanted, targets), keys, strict=True)
+        ]
     except (RuntimeError, OSError) as error:
-        raise UserError(f"the disassembler did not work: {' '.join(str(error).split())}; unset TRITON_CUOBJDUMP_PATH, or set it to another") from None
+        raise UserError(
+            f"the disassembler did not work: {' '.join(str(error).split())}; unset TRITON_CUOBJDUMP_PATH, or set it to another"
+        ) from None
 
 
 def specialisation(case: Case) -> str:
@@ -158,21 +182,53 @@ def faults(row: Row) -> list[str]:
 
 # --- printing ----------------------------------------------------------------------------------------------------
 
-COLUMNS = ("case", "shape", "sm", "regs", "smem", "stack", "spill", "SASS", "ld128", "st128", "mma", "occ", "programs", "MB", "B/inst")
+COLUMNS = (
+    "case",
+    "shape",
+    "sm",
+    "regs",
+    "smem",
+    "stack",
+    "spill",
+    "SASS",
+    "ld128",
+    "st128",
+    "mma",
+    "occ",
+    "programs",
+    "MB",
+    "B/inst",
+)
 
 
 def cells(row: Row) -> tuple[str, ...]:
     case, found, gpu = row.case, row.found, GPUS[row.target]
-    counts = (found.registers, found.shared, found.stack, found.spilled, found.instructions, found.wide_loads, found.wide_stores, found.tensor_core)
+    counts = (
+        found.registers,
+        found.shared,
+        found.stack,
+        found.spilled,
+        found.instructions,
+        found.wide_loads,
+        found.wide_stores,
+        found.tensor_core,
+    )
     numbers = map(str, (row.target, *counts))
-    size = str(case.programs), f"{case.bytes_moved / 1e6:.3g}", "-" if row.case.loops else f"{row.bytes_per_instruction:.1f}"
+    size = (
+        str(case.programs),
+        f"{case.bytes_moved / 1e6:.3g}",
+        "-" if row.case.loops else f"{row.bytes_per_instruction:.1f}",
+    )
     return case.name, "x".join(map(str, case.shape)), *numbers, f"{row.warps}/{gpu.warps_per_sm}", *size
 
 
 def text_table(rows: Sequence[Row]) -> str:
     lines = [COLUMNS, *(cells(row) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    justified = [[c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))] for line in lines]
+    justified = [
+        [c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))]
+        for line in lines
+    ]
     return "\n".join("  ".join(line).rstrip() for line in justified)
 
 
@@ -184,7 +240,9 @@ def markdown_table(rows: Sequence[Row]) -> str:
     for case in dict.fromkeys(row.case.name for row in rows):
         of_case = [row for row in rows if row.case.name == case]
         first = dict(zip(COLUMNS, cells(of_case[0]), strict=True))
-        each = [f"{r.found.registers} · {r.found.instructions} · {r.warps}/{GPUS[r.target].warps_per_sm}" for r in of_case]
+        each = [
+            f"{r.found.registers} · {r.found.instructions} · {r.warps}/{GPUS[r.target].warps_per_sm}" for r in of_case
+        ]
         lines.append([f"`{first['case']}`", first["shape"], first["programs"], first["MB"], *each])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -213,9 +271,15 @@ def listed(known: Sequence[Any], kind: type) -> Any:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__)
     parser.add_argument("--presets", type=listed(PRESETS, str), help=f"some of {','.join(PRESETS)}; default storm,fast")
-    parser.add_argument("--targets", type=listed(list(GPUS), int), help=f"compute capabilities, some of {','.join(map(str, GPUS))}; default all")
+    parser.add_argument(
+        "--targets",
+        type=listed(list(GPUS), int),
+        help=f"compute capabilities, some of {','.join(map(str, GPUS))}; default all",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to a file as well")
-    parser.add_argument("--markdown", action="store_true", help="print a table for kernels/README.md: registers · instructions · warps")
+    parser.add_argument(
+        "--markdown", action="store_true", help="print a table for kernels/README.md: registers · instructions · warps"
+    )
     parser.add_argument("--check", action="store_true", help="exit 1 where a kernel has a fault, as spills")
     return parser.parse_args(arguments)
 
@@ -224,7 +288,10 @@ def report(options: argparse.Namespace) -> int:
     """Makes the report. Returns: exit code 0 or 1."""
     if options.json:
         check_writable("--json", options.json)
-    rows = survey([case for preset in options.presets or ["storm", "fast"] for case in cases(preset)], options.targets or list(GPUS))
+    rows = survey(
+        [case for preset in options.presets or ["storm", "fast"] for case in cases(preset)],
+        options.targets or list(GPUS),
+    )
     found = breaches(rows)
     if options.json:
         content = {"triton": launch.triton.__version__, "rows": [row.record() for row in rows], "breaches": found}

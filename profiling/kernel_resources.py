@@ -61,7 +61,9 @@ def measure(compiled: Any, cuobjdump: str) -> Resources:
     usage = re.search(r"REG:(\d+) STACK:(\d+)", done.stdout)
     instructions = parse_sass(done.stdout)
     if usage is None or not instructions:
-        raise RuntimeError(f"{cuobjdump} should disassemble a kernel, but it returned {done.returncode} and said: {done.stderr.strip()[:300]}")
+        raise RuntimeError(
+            f"{cuobjdump} should disassemble a kernel, but it returned {done.returncode} and said: {done.stderr.strip()[:300]}"
+        )
     return Resources(
         registers=int(usage[1]),
         shared=compiled.metadata.shared,
@@ -83,7 +85,11 @@ def parse_sass(text: str) -> list[str]:
     Left out is what never runs, since it comes and goes with alignment: NOPs, and the branch to itself that guards the end.
     """
     found = INSTRUCTION.findall(text)
-    return [name for address, name, rest in found if name != "NOP" and not (name == "BRA" and rest.strip() == f"0x{address.lstrip('0')}")]
+    return [
+        name
+        for address, name, rest in found
+        if name != "NOP" and not (name == "BRA" and rest.strip() == f"0x{address.lstrip('0')}")
+    ]
 
 
 def width(name: str) -> int:

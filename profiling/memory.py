@@ -7,7 +7,7 @@
     python profiling/memory.py --measure                        # on a CUDA device: what torch's allocator says, beside the count
     python profiling/memory.py --measure --snapshot FOLDER      # and torch's own history of each phase, as pages for a browser
 
-The count runs the real phases on tensors without memory and follows every storage (stormfast/memory.py). It is exact for
+The count runs the real phases on tensors without memory and follows every storage (stormfast/memory/estimate.py). It is exact for
 what tensors take. Not tensors, and so an allowance: blocks rounded up by the allocator, workspaces of cuBLAS and cuDNN, the
 CUDA context. Storm and fast are counted as on CUDA in bfloat16 with captured graphs, cpu and tiny as on a CPU in float32, for
 18 actions.
@@ -34,16 +34,21 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]  # the count is of this checko
 import torch  # noqa: E402
 
 from bench.script import Parser, check_writable, provenance, status_of, written  # noqa: E402
-from stormfast.act import Player  # noqa: E402
 from stormfast.config import TrainConfig, preset_config  # noqa: E402
 from stormfast.errors import UserError  # noqa: E402
 from stormfast.learner import Learner  # noqa: E402
-from stormfast.memory import GB, LABELS, PHASES, count, run_phases  # noqa: E402
+from stormfast.memory.estimate import GB, LABELS, PHASES, count, run_phases  # noqa: E402
+from stormfast.memory.meta_tensors import Peak  # noqa: E402
+from stormfast.player import Player
 from stormfast.replay import Replay  # noqa: E402
-from stormfast.weightless import Peak  # noqa: E402
 
 NUM_ACTIONS = 18  # the most of any game
-TARGETS = {"storm": ("cuda", "bfloat16"), "fast": ("cuda", "bfloat16"), "cpu": ("cpu", "float32"), "tiny": ("cpu", "float32")}
+TARGETS = {
+    "storm": ("cuda", "bfloat16"),
+    "fast": ("cuda", "bfloat16"),
+    "cpu": ("cpu", "float32"),
+    "tiny": ("cpu", "float32"),
+}
 GOALS = {"storm": 8 * GB, "fast": 5 * GB}
 Around = Callable[[str], contextlib.AbstractContextManager[Any]]  # what a phase of that name runs in
 
@@ -56,7 +61,12 @@ def counted(preset: str, precision: str | None) -> tuple[dict[str, Any], dict[st
     device_type, native = TARGETS[preset]
     dtype = precision or native
     found, peaks = count(
-        preset_config(preset, "standard"), NUM_ACTIONS, getattr(torch, dtype), device_type, captured=device_type == "cuda", trace=True
+        preset_config(preset, "standard"),
+        NUM_ACTIONS,
+        getattr(torch, dtype),
+        device_type,
+        captured=device_type == "cuda",
+        trace=True,
     )
     record = {
         "preset": preset,
@@ -70,7 +80,10 @@ def counted(preset: str, precision: str | None) -> tuple[dict[str, Any], dict[st
 
 
 def described(peak: Peak) -> dict[str, Any]:
-    largest = [{"bytes": b.num_bytes, "shape": list(b.shape), "dtype": str(b.dtype).removeprefix("torch."), "line": b.line} for b in peak.blocks]
+    largest = [
+        {"bytes": b.num_bytes, "shape": list(b.shape), "dtype": str(b.dtype).removeprefix("torch."), "line": b.line}
+        for b in peak.blocks
+    ]
     return {"bytes": peak.num_bytes, "op": peak.op.removeprefix("aten."), "line": peak.line, "largest": largest}
 
 
@@ -117,9 +130,17 @@ def table(records: Sequence[dict[str, Any]]) -> str:
     lines = [head, *([label, *(gb(r["bytes"][name]) for r in records)] for name, label in LABELS.items())]
     lines.append(["tensors at the peak", *(gb(r["bytes"]["tensors"]) for r in records)])
     lines.append(["total", *(gb(r["bytes"]["total"]) for r in records)])
-    lines.append(["goal", *("-" if r["goal"] is None else f"{gb(r['goal'])} {'over' if is_over(r) else 'kept'}" for r in records)])
+    lines.append(
+        [
+            "goal",
+            *("-" if r["goal"] is None else f"{gb(r['goal'])} {'over' if is_over(r) else 'kept'}" for r in records),
+        ]
+    )
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))) for line in lines)
+    return "\n".join(
+        "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
+        for line in lines
+    )
 
 
 def gb(num_bytes: int) -> str:
@@ -139,9 +160,13 @@ def measured_lines(record: dict[str, Any]) -> str:
     found, counts = record["measured"], record["bytes"]
     kept = sum(counts[f] for f in ("replay", "weights", "copies", "gradients", "moments", "cache"))
     lines = [f"{record['preset']} on {found['device']}, torch {found['torch']}: measured GB, counted GB, ratio"]
-    pairs = {"kept": (found["kept"], kept)} | {PHASES[name]: (peak, kept + counts[name]) for name, peak in found["peaks"].items()}
+    pairs = {"kept": (found["kept"], kept)} | {
+        PHASES[name]: (peak, kept + counts[name]) for name, peak in found["peaks"].items()
+    }
     lines += [f"    {label:30} {gb(a)}  {gb(b)}  {a / b:.3f}" for label, (a, b) in pairs.items()]
-    lines.append(f"    reserved by the allocator {gb(found['reserved'])}, on the device outside it {gb(found['outside_allocator'])}")
+    lines.append(
+        f"    reserved by the allocator {gb(found['reserved'])}, on the device outside it {gb(found['outside_allocator'])}"
+    )
     return "\n".join(lines)
 
 
@@ -154,14 +179,35 @@ def is_over(record: dict[str, Any]) -> bool:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__)
-    parser.add_argument("--preset", action="append", choices=list(TARGETS), help="may be given more than once; default storm, fast and cpu")
-    parser.add_argument("--precision", choices=["float32", "bfloat16"], help="default bfloat16 for storm and fast, float32 for cpu and tiny")
+    parser.add_argument(
+        "--preset",
+        action="append",
+        choices=list(TARGETS),
+        help="may be given more than once; default storm, fast and cpu",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=["float32", "bfloat16"],
+        help="default bfloat16 for storm and fast, float32 for cpu and tiny",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
-    parser.add_argument("--picture", type=Path, metavar="FILE.png", help="draw what is alive over the operators of each phase")
-    parser.add_argument("--by", choices=["kind", "line"], default="kind", help="stack the picture by kind (kept, forward, backward; default) or line")
+    parser.add_argument(
+        "--picture", type=Path, metavar="FILE.png", help="draw what is alive over the operators of each phase"
+    )
+    parser.add_argument(
+        "--by",
+        choices=["kind", "line"],
+        default="kind",
+        help="stack the picture by kind (kept, forward, backward; default) or line",
+    )
     parser.add_argument("--check", action="store_true", help="exit 1 where a total is over its goal")
     parser.add_argument("--measure", action="store_true", help="also run the phases on the CUDA device")
-    parser.add_argument("--snapshot", type=Path, metavar="FOLDER", help="with --measure: write torch's memory history of each phase there")
+    parser.add_argument(
+        "--snapshot",
+        type=Path,
+        metavar="FOLDER",
+        help="with --measure: write torch's memory history of each phase there",
+    )
     options = parser.parse_args(arguments)
     if options.snapshot and not options.measure:
         parser.error("--snapshot is of measured phases; add --measure")
@@ -188,14 +234,25 @@ def report(arguments: Sequence[str] | None) -> int:
     for record in records if options.measure else ():
         device = torch.device("cuda", torch.cuda.current_device())
         around = snapshots(options.snapshot, record["preset"], device)
-        record["measured"] = measured(preset_config(record["preset"], "standard"), getattr(torch, record["precision"]), device, around)
+        record["measured"] = measured(
+            preset_config(record["preset"], "standard"), getattr(torch, record["precision"]), device, around
+        )
     if options.json:
-        print(json.dumps({**provenance("profiling/memory.py", arguments), "presets": records}))  # each says what it was counted for or measured on
+        print(
+            json.dumps({**provenance("profiling/memory.py", arguments), "presets": records})
+        )  # each says what it was counted for or measured on
     else:
-        print("\n\n".join([table(records), *map(peak_lines, records), *(measured_lines(r) for r in records if "measured" in r)]))
+        print(
+            "\n\n".join(
+                [table(records), *map(peak_lines, records), *(measured_lines(r) for r in records if "measured" in r)]
+            )
+        )
     over = [record for record in records if options.check and is_over(record)]
     for record in over:
-        print(f"{record['preset']} takes {gb(record['bytes']['total'])} GB, over its goal of {gb(record['goal'])} GB", file=sys.stderr)
+        print(
+            f"{record['preset']} takes {gb(record['bytes']['total'])} GB, over its goal of {gb(record['goal'])} GB",
+            file=sys.stderr,
+        )
     return 1 if over else 0
 
 
@@ -213,7 +270,9 @@ def snapshots(folder: Path | None, preset: str, device: torch.device) -> Around:
             with recorded(folder, f"{preset}-{phase}", device):
                 yield
         except OSError as error:
-            raise UserError(f"--snapshot must be a folder that can be written, but {folder}: {error.strerror or error}") from None
+            raise UserError(
+                f"--snapshot must be a folder that can be written, but {folder}: {error.strerror or error}"
+            ) from None
 
     return around
 

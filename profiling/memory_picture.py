@@ -12,10 +12,15 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from stormfast.memory import GB, PHASES
-from stormfast.weightless import Block, Peak
+from stormfast.memory.estimate import GB, PHASES
+from stormfast.memory.meta_tensors import Block, Peak
 
-KEPT, FORWARD, BACKWARD, REST = "kept: there before the phase", "made forward: activations, copies", "made backward: gradients", "all other lines"
+KEPT, FORWARD, BACKWARD, REST = (
+    "kept: there before the phase",
+    "made forward: activations, copies",
+    "made backward: gradients",
+    "all other lines",
+)
 COLOURS = {KEPT: "#c9ced6", FORWARD: "#4c8bc0", BACKWARD: "#e08a3c", REST: "#e9e2cf"}
 LINE_COLOURS = ("#4c8bc0", "#e08a3c", "#4ea36c", "#8f68b5", "#c25b78", "#a98545")
 NUM_LINES = len(LINE_COLOURS)
@@ -37,8 +42,13 @@ class Timeline:
 def timeline(peak: Peak, by: str = "kind") -> Timeline:
     """The events of a traced phase, stacked by "kind", or by "line": those that had the most alive at any time."""
     made = {event.block.number for event in peak.events if event.made}
-    labels = [(kind(event.block) if by == "kind" else event.block.line) if event.block.number in made else KEPT for event in peak.events]
-    sizes = np.array([event.block.num_bytes if event.made else -event.block.num_bytes for event in peak.events], np.int64)
+    labels = [
+        (kind(event.block) if by == "kind" else event.block.line) if event.block.number in made else KEPT
+        for event in peak.events
+    ]
+    sizes = np.array(
+        [event.block.num_bytes if event.made else -event.block.num_bytes for event in peak.events], np.int64
+    )
     stacked = {KEPT: peak.before + running(labels, sizes, {KEPT})}
     names = sorted(set(labels) - {KEPT}, key=lambda name: (-int(running(labels, sizes, {name}).max()), name))
     if by == "kind":
@@ -56,7 +66,9 @@ def running(labels: Sequence[str], sizes: np.ndarray, chosen: set[str]) -> np.nd
 
 
 def kind(block: Block) -> str:
-    return BACKWARD if block.line.endswith(")") else FORWARD  # the tracer names the autograd node whose gradient is computed
+    return (
+        BACKWARD if block.line.endswith(")") else FORWARD
+    )  # the tracer names the autograd node whose gradient is computed
 
 
 # --- drawing -----------------------------------------------------------------------------------------------------
@@ -71,7 +83,10 @@ def picture(rows: Sequence[tuple[dict[str, Any], dict[str, Peak]]], by: str = "k
         highest = (max(peak.num_bytes for peak in peaks.values()) - replay) / GB
         for axis, (name, label) in zip(axes, PHASES.items(), strict=True):
             draw(axis, timeline(peaks[name], by), peaks[name], replay)
-            axis.set(title=f"{record['preset']}, {record['device_type']} {record['precision']}: {label}", ylim=(0, highest * 1.35))
+            axis.set(
+                title=f"{record['preset']}, {record['device_type']} {record['precision']}: {label}",
+                ylim=(0, highest * 1.35),
+            )
             if by == "line":
                 axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, fontsize=8, frameon=False)
         axes[0].set_ylabel(f"GB of tensors alive beside the replay's {replay / GB:.3f}")
@@ -90,19 +105,35 @@ def draw(axis: Axes, found: Timeline, peak: Peak, replay: int) -> None:
     lines = iter(LINE_COLOURS)
     for name, sizes in found.bytes.items():
         top = base + sizes / GB
-        axis.fill_between(found.at, base, top, step="post", color=COLOURS.get(name) or next(lines), linewidth=0, label=name)
+        axis.fill_between(
+            found.at, base, top, step="post", color=COLOURS.get(name) or next(lines), linewidth=0, label=name
+        )
         base = top
     axis.plot(found.at, base, drawstyle="steps-post", color="#333333", linewidth=0.5)
     x, y = found.at[found.peak], (peak.num_bytes - replay) / GB
     axis.plot(x, y, "v", color="#b00020", markersize=7, zorder=5)
     axis.axhline(y, color="#b00020", linewidth=0.6, linestyle=":")
-    axis.text(0.02, 0.985, note(peak, int(x)), transform=axis.transAxes, va="top", fontsize=7.2, family="monospace", color="#222222")
+    axis.text(
+        0.02,
+        0.985,
+        note(peak, int(x)),
+        transform=axis.transAxes,
+        va="top",
+        fontsize=7.2,
+        family="monospace",
+        color="#222222",
+    )
     axis.set(xlabel="operators called in the phase", xlim=(0, max(1, found.at[-1])))
     axis.margins(x=0)
 
 
 def note(peak: Peak, operator: int) -> str:
     """The peak in words: where it is, and the three largest tensors that the phase had made by then."""
-    largest = [f"  {b.num_bytes / GB:.3f} {str(b.dtype).removeprefix('torch.')} {list(b.shape)} {b.line}" for b in peak.blocks[:3]]
-    head = f"peak {peak.num_bytes / GB:.3f} GB in all, operator {operator}: {peak.op.removeprefix('aten.')} at {peak.line}"
+    largest = [
+        f"  {b.num_bytes / GB:.3f} {str(b.dtype).removeprefix('torch.')} {list(b.shape)} {b.line}"
+        for b in peak.blocks[:3]
+    ]
+    head = (
+        f"peak {peak.num_bytes / GB:.3f} GB in all, operator {operator}: {peak.op.removeprefix('aten.')} at {peak.line}"
+    )
     return "\n".join([head, *largest])

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from stormfast.run_dir import write_whole
+from stormfast.runs.directory import write_whole
 
 MAX_EVENTS = 500_000  # of the allocator, in a phase; older ones are forgotten
 LARGEST = 40  # blocks in a summary
@@ -83,5 +83,9 @@ def change(event: dict[str, Any]) -> int:
 
 def line(frames: list[dict[str, Any]]) -> str:
     """FILE:LINE FUNCTION of the innermost frame in stormfast or its kernels; of any, where a backward pass has none."""
-    own = [frame for frame in frames if "stormfast" in Path(frame["filename"]).parts or "stormfast_kernels" in Path(frame["filename"]).parts]
+    own = [
+        frame
+        for frame in frames
+        if "stormfast" in Path(frame["filename"]).parts or "stormfast_kernels" in Path(frame["filename"]).parts
+    ]
     return "".join(f"{Path(frame['filename']).name}:{frame['line']} {frame['name']}" for frame in (own or frames)[:1])

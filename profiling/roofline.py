@@ -32,8 +32,9 @@ from work_formulas import Part, calls_per_step, parts  # noqa: E402
 from work_kernels import Kernel  # noqa: E402
 
 from bench.script import Parser, check_writable, provenance, status_of, written  # noqa: E402
-from stormfast.config import PRESETS, PROTOCOLS, TrainConfig, override, preset_config, validate  # noqa: E402
+from stormfast.config import PRESETS, PROTOCOLS, TrainConfig, preset_config, validate  # noqa: E402
 from stormfast.errors import UserError  # noqa: E402
+from stormfast.schema import override  # noqa: E402
 
 NUM_ACTIONS = 18  # the most of any game
 STEPS = 100_000
@@ -49,7 +50,11 @@ def floor(kernels: Sequence[Kernel], device: Device, precision: str) -> dict[str
     seconds = [(kernel.flops / flops, kernel.bytes / bandwidth) for kernel in kernels]
     total = sum(max(pair) for pair in seconds)
     arithmetic = sum(compute for compute, memory in seconds if compute >= memory)
-    return {"ms": 1000 * total, "arithmetic_ms": 1000 * arithmetic, "binds": "FLOPs" if 2 * arithmetic >= total else "bytes"}
+    return {
+        "ms": 1000 * total,
+        "arithmetic_ms": 1000 * arithmetic,
+        "binds": "FLOPs" if 2 * arithmetic >= total else "bytes",
+    }
 
 
 def row(name: str, kernels: Sequence[Kernel], devices: dict[str, Device], precision: str) -> dict[str, Any]:
@@ -87,7 +92,12 @@ def step_row(phases: Sequence[dict[str, Any]], devices: dict[str, Device]) -> di
     floors = {}
     for key in devices:
         ms, arithmetic = total("floor", key, "ms"), total("floor", key, "arithmetic_ms")
-        floors[key] = {"ms": ms, "arithmetic_ms": arithmetic, "binds": "FLOPs" if 2 * arithmetic >= ms else "bytes", "minutes": ms * STEPS / 60_000}
+        floors[key] = {
+            "ms": ms,
+            "arithmetic_ms": arithmetic,
+            "binds": "FLOPs" if 2 * arithmetic >= ms else "bytes",
+            "minutes": ms * STEPS / 60_000,
+        }
     return {"name": "step", "flops": total("flops"), "bytes": total("bytes"), "floor": floors}
 
 
@@ -100,9 +110,13 @@ def read_profile(path: Path) -> dict[str, Any]:
         profile = json.loads(path.read_text())
         check_profile(profile)
     except KeyError as error:
-        raise UserError(f"--profile must be a file that `stormfast profile --json` wrote, but {path} lacks {error}") from None
+        raise UserError(
+            f"--profile must be a file that `stormfast profile --json` wrote, but {path} lacks {error}"
+        ) from None
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"--profile must be a file that `stormfast profile --json` wrote, but {path}: {error}") from None
+        raise UserError(
+            f"--profile must be a file that `stormfast profile --json` wrote, but {path}: {error}"
+        ) from None
     return profile
 
 
@@ -116,16 +130,26 @@ def check_profile(profile: dict[str, Any]) -> None:
             raise ValueError(f"{name} must be a {kind.__name__}, got a {type(profile[name]).__name__}")
     positive = {"step_ms": profile["step_ms"]}
     positive |= {f"peaks.{name}": profile["peaks"][name] for name in ("bfloat16_flops", "float32_flops", "copy_bytes")}
-    counted = {f"phases.{name}.{key}": phase[key] for name, phase in profile["phases"].items() for key in ("ms", "flops")}
+    counted = {
+        f"phases.{name}.{key}": phase[key] for name, phase in profile["phases"].items() for key in ("ms", "flops")
+    }
     for name, value in (positive | counted).items():
         if type(value) not in (int, float) or not 0 <= value <= sys.float_info.max or (value == 0 and name in positive):
-            raise ValueError(f"{name} must be a {'positive ' if name in positive else ''}number, got {json.dumps(value)}")
+            raise ValueError(
+                f"{name} must be a {'positive ' if name in positive else ''}number, got {json.dumps(value)}"
+            )
 
 
 def profiled_device(profile: dict[str, Any]) -> Device:
     peaks = profile["peaks"]
     title = f"{profile['device_name']}, profiled"
-    return Device(title, peaks["bfloat16_flops"], peaks["float32_flops"], peaks["copy_bytes"], "measured by `stormfast profile` in the same run")
+    return Device(
+        title,
+        peaks["bfloat16_flops"],
+        peaks["float32_flops"],
+        peaks["copy_bytes"],
+        "measured by `stormfast profile` in the same run",
+    )
 
 
 def achieved(profile: dict[str, Any], result: dict[str, Any], key: str) -> list[dict[str, Any]]:
@@ -156,12 +180,27 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__)
     parser.add_argument("--preset", choices=list(PRESETS), help="default storm, or the profile's")
     parser.add_argument("--protocol", choices=list(PROTOCOLS), help="default standard, or the profile's")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of TrainConfig, as world_model.width=256")
-    parser.add_argument("--actions", type=int, default=NUM_ACTIONS, help=f"of the game; default {NUM_ACTIONS}, the most of any")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a setting of TrainConfig, as world_model.width=256",
+    )
+    parser.add_argument(
+        "--actions", type=int, default=NUM_ACTIONS, help=f"of the game; default {NUM_ACTIONS}, the most of any"
+    )
     parser.add_argument("--precision", choices=PRECISIONS, help="default bfloat16, or the profile's")
     parser.add_argument("--device", help=f"some of {','.join(DEVICES)},measured; default {DEFAULT_DEVICES}")
-    parser.add_argument("--peaks", metavar="TFLOPs,GB/s", help="a device by its rates; the first is that of the precision")
-    parser.add_argument("--profile", type=Path, metavar="FILE", help="a run to show beside its floor: what `stormfast profile --json` printed")
+    parser.add_argument(
+        "--peaks", metavar="TFLOPs,GB/s", help="a device by its rates; the first is that of the precision"
+    )
+    parser.add_argument(
+        "--profile",
+        type=Path,
+        metavar="FILE",
+        help="a run to show beside its floor: what `stormfast profile --json` printed",
+    )
     parser.add_argument("--markdown", action="store_true", help="a table for a document")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every number, down to the kernels")
     parser.add_argument("--picture", type=Path, metavar="FILE.png", help="draw the roofs and the floors")
@@ -195,7 +234,9 @@ def read_setting(text: str) -> tuple[str, Any]:
     return name.replace("-", "_"), tuple(read) if isinstance(read, list) else read
 
 
-def chosen_devices(options: argparse.Namespace, profile: dict[str, Any] | None) -> tuple[dict[str, Device], dict[str, Any] | None]:
+def chosen_devices(
+    options: argparse.Namespace, profile: dict[str, Any] | None
+) -> tuple[dict[str, Device], dict[str, Any] | None]:
     """Key -> device, in the order asked for; and what is known of this machine where it was measured. Raises: UserError."""
     if options.device is None:
         names = [] if options.peaks is not None or profile else DEFAULT_DEVICES.split(",")
@@ -235,7 +276,9 @@ def report(arguments: Sequence[str] | None) -> int:
     }
     if profile:
         result["achieved"] = achieved(profile, result, "profiled")
-        result["profile"] = {key: profile[key] for key in ("device_name", "step_ms", "game", "compile", "torch") if key in profile}
+        result["profile"] = {
+            key: profile[key] for key in ("device_name", "step_ms", "game", "compile", "torch") if key in profile
+        }
     print((markdown if options.markdown else text)(result))
     if options.json:
         machine = {} if about is None else {"machine": about}  # where a device was measured

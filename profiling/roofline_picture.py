@@ -39,7 +39,10 @@ def picture(result: dict[str, Any]) -> bytes:
 def draw_roofs(axes: Axes, result: dict[str, Any], colours: dict[str, str]) -> None:
     phases = [phase for phase in result["phases"] if phase["flops"]]
     intensity = {phase["name"]: phase["flops"] / phase["bytes"] for phase in phases}
-    roofs = {key: (device[f"{result['precision']}_flops"], device["bytes_per_second"]) for key, device in result["devices"].items()}
+    roofs = {
+        key: (device[f"{result['precision']}_flops"], device["bytes_per_second"])
+        for key, device in result["devices"].items()
+    }
     ridges = [flops / bandwidth for flops, bandwidth in roofs.values()]
     low, high = min(*intensity.values(), *ridges) / 3, max(*intensity.values(), *ridges) * 5
     for key, (flops, bandwidth) in roofs.items():
@@ -48,7 +51,15 @@ def draw_roofs(axes: Axes, result: dict[str, Any], colours: dict[str, str]) -> N
         axes.plot([low, ridge, high], rates, color=colours[key], linewidth=1.8, label=roof_label(result, key))
         for phase in phases:
             rate = 1000 * phase["flops"] / phase["floor"][key]["ms"]
-            axes.plot(intensity[phase["name"]], rate / TERA, "o", color=colours[key], markersize=6, markeredgecolor="white", zorder=3)
+            axes.plot(
+                intensity[phase["name"]],
+                rate / TERA,
+                "o",
+                color=colours[key],
+                markersize=6,
+                markeredgecolor="white",
+                zorder=3,
+            )
     draw_achieved(axes, result, intensity, colours)
     axes.set(xscale="log", yscale="log", xlim=(low, high))
     bottom, top = axes.get_ylim()
@@ -57,7 +68,9 @@ def draw_roofs(axes: Axes, result: dict[str, Any], colours: dict[str, str]) -> N
     for name, x in spread(intensity, low, high).items():
         axes.axvline(intensity[name], color="#bbbbbb", linewidth=0.8, linestyle=":", zorder=0)
         box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
-        axes.text(x, floor * (top / bottom) ** 0.01, name, rotation=90, ha="center", va="bottom", fontsize=9.5, bbox=box)
+        axes.text(
+            x, floor * (top / bottom) ** 0.01, name, rotation=90, ha="center", va="bottom", fontsize=9.5, bbox=box
+        )
     axes.set_xlabel("arithmetic intensity of the phase, FLOP per byte of memory traffic")
     axes.set_ylabel("TFLOP/s")
     for axis in (axes.xaxis, axes.yaxis):
@@ -75,16 +88,32 @@ def roof_label(result: dict[str, Any], key: str) -> str:
 def draw_achieved(axes: Axes, result: dict[str, Any], intensity: dict[str, float], colours: dict[str, str]) -> None:
     for row in result.get("achieved", ()):
         if row["flops_per_second"] > 0:
-            style: Any = {"markersize": 7, "markerfacecolor": "white", "markeredgecolor": colours["profiled"], "zorder": 4}
+            style: Any = {
+                "markersize": 7,
+                "markerfacecolor": "white",
+                "markeredgecolor": colours["profiled"],
+                "zorder": 4,
+            }
             axes.plot(intensity[row["name"]], row["flops_per_second"] / TERA, "D", **style)
 
 
 def legend(axes: Axes, result: dict[str, Any]) -> list[Any]:
     handles: list[Any] = list(axes.get_legend_handles_labels()[0])
-    handles.append(Line2D([], [], marker="o", linestyle="", color="#666666", label="a phase at its floor (kernels one after the other)"))
+    handles.append(
+        Line2D(
+            [],
+            [],
+            marker="o",
+            linestyle="",
+            color="#666666",
+            label="a phase at its floor (kernels one after the other)",
+        )
+    )
     if "achieved" in result:
         label = f"the same as run on {result['profile']['device_name']}"
-        handles.append(Line2D([], [], marker="D", linestyle="", markerfacecolor="white", markeredgecolor="#666666", label=label))
+        handles.append(
+            Line2D([], [], marker="D", linestyle="", markerfacecolor="white", markeredgecolor="#666666", label=label)
+        )
     return handles
 
 
@@ -119,7 +148,9 @@ def draw_bars(axes: Axes, result: dict[str, Any], colours: dict[str, str]) -> No
     axes.set_yticks(range(len(lines)), [part_label(phase, part) for phase, part in lines], fontsize=8.5)
     axes.set_ylim(len(lines) - 0.4, -0.6)
     axes.set_xlim(right=longest * (4 if logarithmic else 1.12))
-    axes.set_xlabel("least ms an environment step" + (", logarithmic" if logarithmic else "") + "; b: bound by bytes, else by FLOPs")
+    axes.set_xlabel(
+        "least ms an environment step" + (", logarithmic" if logarithmic else "") + "; b: bound by bytes, else by FLOPs"
+    )
     axes.set_title("Where the floor lies", fontsize=11)
     axes.grid(axis="x", color="#eeeeee")
     axes.set_axisbelow(True)

@@ -14,7 +14,9 @@ def text(result: dict[str, Any]) -> str:
 
 def aligned(line: list[str], widths: list[int]) -> str:
     """The first cell to the left, the others to the right."""
-    return "  ".join([line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]).rstrip()
+    return "  ".join(
+        [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
+    ).rstrip()
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -41,7 +43,11 @@ def rows(result: dict[str, Any]) -> list[list[str]]:
 
 def cells(name: str, row: dict[str, Any], keys: Sequence[str]) -> list[str]:
     work = [number(row["flops"] / 1e9) if row["flops"] else "0", number(row["bytes"] / 1e6), intensity(row)]
-    return [name, *work, *(cell for key in keys for cell in (number(row["floor"][key]["ms"]), row["floor"][key]["binds"]))]
+    return [
+        name,
+        *work,
+        *(cell for key in keys for cell in (number(row["floor"][key]["ms"]), row["floor"][key]["binds"])),
+    ]
 
 
 def intensity(row: dict[str, Any]) -> str:
@@ -60,7 +66,9 @@ def device_line(key: str, device: dict[str, Any], precision: str) -> str:
 
 
 def foot(result: dict[str, Any]) -> list[str]:
-    lines = ["ms: least time, each kernel at the speed of arithmetic or of memory, whichever is slower, one after the other; launches not counted"]
+    lines = [
+        "ms: least time, each kernel at the speed of arithmetic or of memory, whichever is slower, one after the other; launches not counted"
+    ]
     if "achieved" not in result:
         return lines
     ran = result["profile"]
@@ -68,12 +76,28 @@ def foot(result: dict[str, Any]) -> list[str]:
     lines += ["", f"achieved on {ran['device_name']}: {took}"]
     for row in result["achieved"]:
         rate = f"{number(row['flops_per_second'] / 1e9)} GFLOP/s, {number(row['bytes_per_second'] / 1e9)} GB/s"
-        counted = "" if row["counted_over_formula"] is None else f"; the run counted {row['counted_over_formula']:.3f} of the formula's FLOPs"
-        lines.append(f"  {row['name']}: {number(row['ms'])} ms, {rate}, {row['fraction_of_floor']:.1%} of the floor's speed{counted}")
+        counted = (
+            ""
+            if row["counted_over_formula"] is None
+            else f"; the run counted {row['counted_over_formula']:.3f} of the formula's FLOPs"
+        )
+        lines.append(
+            f"  {row['name']}: {number(row['ms'])} ms, {rate}, {row['fraction_of_floor']:.1%} of the floor's speed{counted}"
+        )
     return lines
 
 
 def number(value: float) -> str:
     """Three significant digits, without exponent; below 1 three decimals, below 0.1 four."""
-    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2 if abs(value) >= 1 else 3 if abs(value) >= 0.1 or value == 0 else 4
+    digits = (
+        0
+        if abs(value) >= 100
+        else 1
+        if abs(value) >= 10
+        else 2
+        if abs(value) >= 1
+        else 3
+        if abs(value) >= 0.1 or value == 0
+        else 4
+    )
     return f"{value:,.{digits}f}"

@@ -38,12 +38,12 @@ from warm_steps import Parser, about, exit_status, label, settings, take_steps  
 
 from bench.devices import describe  # noqa: E402
 from bench.script import check_writable, written  # noqa: E402
-from stormfast import ranges  # noqa: E402
+from stormfast import annotate
 from stormfast.device import resolve_device  # noqa: E402
 from stormfast.errors import UserError  # noqa: E402
-from stormfast.peaks import synchronize  # noqa: E402
-from stormfast.profile import warm_run  # noqa: E402
-from stormfast.run import Run  # noqa: E402
+from stormfast.measure.peaks import synchronize  # noqa: E402
+from stormfast.measure.profile import warm_run  # noqa: E402
+from stormfast.runs.run import Run  # noqa: E402
 
 OUT = ROOT / "profiling" / "out"
 SUFFIXES = (".json", ".json.gz")
@@ -56,9 +56,16 @@ TOP = 12  # operators and kernels shown
 def traced(run: Run, steps: int, stacks: bool) -> tuple[dict[str, Any], int]:
     """The trace of `steps` steps, as torch.profiler exports it, and how many they were."""
     device = run.learner.device
-    activities = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * (device.type == "cuda")
-    once = torch.profiler.schedule(wait=0, warmup=1, active=1)  # the profiler's own first calls are slow: they fall into its warm-up
-    with torch.profiler.profile(activities=activities, schedule=once, with_stack=stacks) as profiler, ranges.recorded_by(record):
+    activities = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * (
+        device.type == "cuda"
+    )
+    once = torch.profiler.schedule(
+        wait=0, warmup=1, active=1
+    )  # the profiler's own first calls are slow: they fall into its warm-up
+    with (
+        torch.profiler.profile(activities=activities, schedule=once, with_stack=stacks) as profiler,
+        annotate.recorded_by(record),
+    ):
         take_steps(run, 1)
         synchronize(device)
         profiler.step()
@@ -92,21 +99,32 @@ def packed(path: Path, value: dict[str, Any]) -> bytes:
 
 def report(found: dict[str, Any]) -> str:
     on_gpu = found["gpu"] is not None
-    lines = [f"{'a step':<16}{'ranges':>8}{'host ms':>10}{'share':>8}{'operators ms':>14}" + (f"{'kernels':>10}{'GPU ms':>10}" if on_gpu else "")]
+    lines = [
+        f"{'a step':<16}{'ranges':>8}{'host ms':>10}{'share':>8}{'operators ms':>14}"
+        + (f"{'kernels':>10}{'GPU ms':>10}" if on_gpu else "")
+    ]
     for name, row in found["phases"].items():
         line = f"{name:<16}{row['ranges']:>8.4g}{row['ms']:>10.3f}{row['share']:>8.1%}{row['operators_ms']:>14.3f}"
         lines.append(line + (f"{row['kernels']:>10.4g}{row['gpu_ms']:>10.3f}" if on_gpu else ""))
-    lines += [f"{'all':<16}{'':>8}{found['ms']:>10.3f}", "", *top("operators, without those they call", found["operators"])]
+    lines += [
+        f"{'all':<16}{'':>8}{found['ms']:>10.3f}",
+        "",
+        *top("operators, without those they call", found["operators"]),
+    ]
     if on_gpu:
         gpu = found["gpu"]
         lines += ["", *top("kernels and copies on the GPU", gpu["top"]), ""]
-        lines.append(f"GPU: {gpu['kernels']:.4g} kernels a step, busy {gpu['busy_ms']:.3f} of {gpu['ms']:.3f} ms, idle {gpu['idle_share']:.1%}")
+        lines.append(
+            f"GPU: {gpu['kernels']:.4g} kernels a step, busy {gpu['busy_ms']:.3f} of {gpu['ms']:.3f} ms, idle {gpu['idle_share']:.1%}"
+        )
     return "\n".join(lines)
 
 
 def top(title: str, rows: Sequence[dict[str, Any]]) -> list[str]:
     lines = [f"{'ms':>10}{'share':>8}{'calls':>9}  {'phase':<14}{title}"]
-    return lines + [f"{r['ms']:>10.3f}{r['share']:>8.1%}{r['calls']:>9.4g}  {r['phase']:<14}{r['name'][:90]}" for r in rows[:TOP]]
+    return lines + [
+        f"{r['ms']:>10.3f}{r['share']:>8.1%}{r['calls']:>9.4g}  {r['phase']:<14}{r['name'][:90]}" for r in rows[:TOP]
+    ]
 
 
 # --- command line ------------------------------------------------------------------------------------------------
@@ -114,8 +132,12 @@ def top(title: str, rows: Sequence[dict[str, Any]]) -> list[str]:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__)
-    parser.add_argument("--out", type=Path, help="the trace, .json or .json.gz; default profiling/out/trace-PRESET-DATE-COMMIT.json.gz")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers of the table there, too, all operators and kernels")
+    parser.add_argument(
+        "--out", type=Path, help="the trace, .json or .json.gz; default profiling/out/trace-PRESET-DATE-COMMIT.json.gz"
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the numbers of the table there, too, all operators and kernels"
+    )
     parser.add_argument("--stacks", action="store_true", help="record the Python lines of each operator")
     return parser.parse_args(arguments)
 
@@ -131,14 +153,23 @@ def work(arguments: Sequence[str] | None) -> int:
     with warm_run(config) as run:
         trace, steps = traced(run, options.steps, options.stacks)
         command = f"python profiling/trace.py {' '.join(sys.argv[1:] if arguments is None else arguments)}".strip()
-        origin = {"run": about(run), **describe(run.learner.device), "date": time.strftime("%Y-%m-%d %H:%M:%S"), "command": command}
+        origin = {
+            "run": about(run),
+            **describe(run.learner.device),
+            "date": time.strftime("%Y-%m-%d %H:%M:%S"),
+            "command": command,
+        }
     found = summarise(trace, steps)
     if origin["device_type"] == "cuda" and found["gpu"] is None:
-        raise UserError("torch.profiler saw nothing on the GPU; where CUPTI may not watch, as torch says above, run as root, or trace --device cpu")
+        raise UserError(
+            "torch.profiler saw nothing on the GPU; where CUPTI may not watch, as torch says above, run as root, or trace --device cpu"
+        )
     written(path, packed(path, trace | {"stormfast": origin}))
     if options.json:
         written(options.json, packed(options.json, origin | found))
-    print(f"{origin['run']}, commit {origin['commit']}{' and changes' if origin['dirty'] else ''}: {steps} steps under the profiler\n")
+    print(
+        f"{origin['run']}, commit {origin['commit']}{' and changes' if origin['dirty'] else ''}: {steps} steps under the profiler\n"
+    )
     print(f"{report(found)}\n\n{path} opens in ui.perfetto.dev", flush=True)
     return 0
 

@@ -40,7 +40,14 @@ class Event:
 def read(trace: dict[str, Any]) -> list[Event]:
     """The lasting events of a trace, in order; of two that start at once the longer first."""
     events = [
-        Event(e["name"], e.get("cat", ""), e["ts"], e["ts"] + e.get("dur", 0), (e.get("pid"), e.get("tid")), e.get("args", {}).get("correlation"))
+        Event(
+            e["name"],
+            e.get("cat", ""),
+            e["ts"],
+            e["ts"] + e.get("dur", 0),
+            (e.get("pid"), e.get("tid")),
+            e.get("args", {}).get("correlation"),
+        )
         for e in trace["traceEvents"]
         if e.get("ph") == "X"
     ]
@@ -127,7 +134,10 @@ def phase_rows(
     phases: Phases, own: Sequence[tuple[Event, float]], on_gpu: Sequence[tuple[Event, str]], host_us: float, steps: int
 ) -> dict[str, dict[str, float]]:
     """A row each phase in the order of a step, and one for what lies outside them."""
-    ranges, kernels = Counter(short(e) for e in phases.ranges), Counter(phase for e, phase in on_gpu if e.category == KERNEL)
+    ranges, kernels = (
+        Counter(short(e) for e in phases.ranges),
+        Counter(phase for e, phase in on_gpu if e.category == KERNEL),
+    )
     host = summed((short(e), e.length) for e in phases.ranges)
     host[OUTSIDE] = host_us - sum(host.values())
     in_operators = summed((phases.at(e.start), us) for e, us in own)
@@ -163,7 +173,13 @@ def table(rows: Iterable[tuple[str | None, str, float]], whole_us: float, steps:
     calls = Counter(row[:2] for row in rows)
     total = summed((row[:2], row[2]) for row in rows)
     return [
-        {"phase": phase, "name": name, "calls": calls[phase, name] / steps, "ms": us / 1000 / steps, "share": us / whole_us}
+        {
+            "phase": phase,
+            "name": name,
+            "calls": calls[phase, name] / steps,
+            "ms": us / 1000 / steps,
+            "share": us / whole_us,
+        }
         for (phase, name), us in sorted(total.items(), key=lambda item: -item[1])
     ]
 

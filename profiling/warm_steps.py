@@ -28,16 +28,16 @@ import torch  # noqa: E402
 
 from bench import script  # noqa: E402
 from bench.devices import commit  # noqa: E402
-from stormfast import ranges  # noqa: E402
-from stormfast.compile import compiler_failed  # noqa: E402
+from stormfast import annotate
+from stormfast.compile import is_compiler_error  # noqa: E402
 from stormfast.config import PRESETS, ProfileConfig, validate_profile  # noqa: E402
 from stormfast.device import auto_preset, out_of_memory, resolve_device  # noqa: E402
+from stormfast.envs.games import check_game  # noqa: E402
 from stormfast.errors import UserError  # noqa: E402
-from stormfast.full_step import compile_mode, cycle_steps  # noqa: E402
-from stormfast.games import check_game  # noqa: E402
-from stormfast.peaks import synchronize  # noqa: E402
-from stormfast.profile import device_name, exit_at_sigterm, warm_run  # noqa: E402
-from stormfast.run import Run  # noqa: E402
+from stormfast.measure.peaks import synchronize  # noqa: E402
+from stormfast.measure.phases import compile_mode, cycle_steps  # noqa: E402
+from stormfast.measure.profile import device_name, exit_at_sigterm, warm_run  # noqa: E402
+from stormfast.runs.run import Run  # noqa: E402
 from stormfast.train import advance  # noqa: E402
 
 STEP = "step"  # the range around a turn of the loop
@@ -51,7 +51,7 @@ def take_steps(run: Run, steps: int) -> int:
     cycle, before = cycle_steps(run.config), run.step
     end = before + math.ceil(steps / cycle) * cycle
     while run.step < end:
-        with ranges.phase(STEP):
+        with annotate.phase(STEP):
             advance(run)
     return run.step - before
 
@@ -74,7 +74,9 @@ def capture_range(device: torch.device) -> Iterator[None]:
 def about(run: Run) -> str:
     """The run and its device, in a few words."""
     config, precision = run.config, str(run.learner.precision).removeprefix("torch.")
-    return f"{config.preset}, {config.game}, {device_name(run.learner.device)}, {precision}, compile {compile_mode(run)}"
+    return (
+        f"{config.preset}, {config.game}, {device_name(run.learner.device)}, {precision}, compile {compile_mode(run)}"
+    )
 
 
 def label(preset: str) -> str:
@@ -92,11 +94,26 @@ class Parser(script.Parser):
     def __init__(self, doc: str | None) -> None:
         super().__init__(doc)
         default = ProfileConfig()
-        self.add_argument("--preset", default=default.preset, choices=["auto", *PRESETS], help="default auto: fast with CUDA, cpu without")
+        self.add_argument(
+            "--preset",
+            default=default.preset,
+            choices=["auto", *PRESETS],
+            help="default auto: fast with CUDA, cpu without",
+        )
         self.add_argument("--game", default=default.game, help=f"default {default.game}, which is built in")
         self.add_argument("--device", default=default.device, help="auto (default), cpu, cuda or cuda:N")
-        self.add_argument("--compile", default=default.compile, choices=["auto", "off", "default", "graphs"], help="as of `stormfast train`")
-        self.add_argument("--precision", default=default.precision, choices=["auto", "float32", "bfloat16"], help="as of `stormfast train`")
+        self.add_argument(
+            "--compile",
+            default=default.compile,
+            choices=["auto", "off", "default", "graphs"],
+            help="as of `stormfast train`",
+        )
+        self.add_argument(
+            "--precision",
+            default=default.precision,
+            choices=["auto", "float32", "bfloat16"],
+            help="as of `stormfast train`",
+        )
         self.add_argument("--steps", type=int, default=3, help="environment steps to look at; default 3")
         self.add_argument("--warmup", type=int, default=2, help="at least so many with updates before; default 2")
 
@@ -121,7 +138,7 @@ def exit_status(program: str, work: Callable[[], int]) -> int:
             with exit_at_sigterm():
                 return work()
         except (MemoryError, RuntimeError) as error:
-            if compiler_failed(error):
+            if is_compiler_error(error):
                 raise UserError(f"torch.compile failed: {error}; give --compile off") from None
             if not out_of_memory(error):
                 raise
@@ -139,26 +156,41 @@ def needs_cuda(tool: str, device: str) -> None:
     if device == "cpu":
         raise UserError(f"{tool} looks at CUDA kernels, got --device cpu; leave it out, or {instead} and takes a CPU")
     if torch.version.cuda is None:
-        raise UserError(f"{tool} needs torch with CUDA, but torch {torch.__version__} has none; `pip install torch` brings it on Linux. {instead}")
+        raise UserError(
+            f"{tool} needs torch with CUDA, but torch {torch.__version__} has none; `pip install torch` brings it on Linux. {instead}"
+        )
     if not torch.cuda.is_available():
-        raise UserError(f"{tool} needs a CUDA GPU, but torch {torch.__version__} finds none; `nvidia-smi` says what the driver sees. {instead}")
+        raise UserError(
+            f"{tool} needs a CUDA GPU, but torch {torch.__version__} finds none; `nvidia-smi` says what the driver sees. {instead}"
+        )
 
 
 def work(arguments: Sequence[str] | None) -> int:
     parser = Parser(__doc__)
-    parser.add_argument("--name-for", metavar="TOOL", help="take no steps: print PRESET-DATE-COMMIT if a CUDA profiler could look at them")
+    parser.add_argument(
+        "--name-for",
+        metavar="TOOL",
+        help="take no steps: print PRESET-DATE-COMMIT if a CUDA profiler could look at them",
+    )
     options = parser.parse_args(arguments)
     if options.name_for:
         needs_cuda(options.name_for, options.device)
         print(label(settings(options).preset))
         return 0
-    with warm_run(settings(options)) as run, ranges.recorded_by(ranges.nvtx_ranges()), capture_range(run.learner.device):
+    with (
+        warm_run(settings(options)) as run,
+        annotate.recorded_by(annotate.nvtx_ranges()),
+        capture_range(run.learner.device),
+    ):
         started = time.perf_counter()
         steps = take_steps(run, options.steps)
         synchronize(run.learner.device)
         seconds = time.perf_counter() - started
     head, dirty = commit()
-    print(f"{about(run)}, commit {head}{' and changes' if dirty else ''}: {1000 * seconds / steps:.3f} ms a step, over {steps} steps", flush=True)
+    print(
+        f"{about(run)}, commit {head}{' and changes' if dirty else ''}: {1000 * seconds / steps:.3f} ms a step, over {steps} steps",
+        flush=True,
+    )
     return 0
 
 

@@ -23,7 +23,17 @@ from work_kernels import (
     product,
     product_gradients,
 )
-from work_sizes import FRAME_BYTES, INDEX, NUM_BINS, NUMBER, ROW_BYTES, Sizes, agent_parameters, mlp_parameters, world_model_parameters
+from work_sizes import (
+    FRAME_BYTES,
+    INDEX,
+    NUM_BINS,
+    NUMBER,
+    ROW_BYTES,
+    Sizes,
+    agent_parameters,
+    mlp_parameters,
+    world_model_parameters,
+)
 
 from bench.kernels.work import attention_work
 from stormfast.config import TrainConfig
@@ -52,13 +62,25 @@ class Part:
 def parts(config: TrainConfig, num_actions: int, precision: str) -> list[Part]:
     """Every part of a step, in the order of the phases. precision: bfloat16 or float32."""
     sizes = Sizes(config, num_actions, precision)
-    return [Part(phase, name, tuple(kernels(sizes))) for phase, named in PHASES.items() for name, kernels in named.items()]
+    return [
+        Part(phase, name, tuple(kernels(sizes))) for phase, named in PHASES.items() for name, kernels in named.items()
+    ]
 
 
 def calls_per_step(config: TrainConfig) -> dict[str, float]:
-    """Phase -> calls an environment step, as stormfast/full_step.py has them; stepping the games is no work of the device."""
-    collected, learned, imagined = 1 / config.num_envs, config.world_model.updates_per_step, config.agent.updates_per_step
-    rates = {"sample_windows": learned, "world_model": learned, "sample_contexts": imagined, "imagination": imagined, "agent": imagined}
+    """Phase -> calls an environment step, as stormfast/measure/phases.py has them; stepping the games is no work of the device."""
+    collected, learned, imagined = (
+        1 / config.num_envs,
+        config.world_model.updates_per_step,
+        config.agent.updates_per_step,
+    )
+    rates = {
+        "sample_windows": learned,
+        "world_model": learned,
+        "sample_contexts": imagined,
+        "imagination": imagined,
+        "agent": imagined,
+    }
     return {"act": collected, **rates, "refresh": min(learned, collected)}
 
 
@@ -75,7 +97,11 @@ def encode(s: Sizes, images: int) -> list[Kernel]:
 
 
 def encode_gradients(s: Sizes) -> list[Kernel]:
-    return [kernel for i, layer in enumerate(s.encoder(s.frames)) for kernel in convolution_gradients(layer, s.itemsize, frames=i == 0)]
+    return [
+        kernel
+        for i, layer in enumerate(s.encoder(s.frames))
+        for kernel in convolution_gradients(layer, s.itemsize, frames=i == 0)
+    ]
 
 
 def posterior(s: Sizes, images: int) -> list[Kernel]:
@@ -109,7 +135,11 @@ def decode_gradients(s: Sizes) -> list[Kernel]:
 
 def stems(s: Sizes, steps: int) -> list[Kernel]:
     """Latents and actions to tokens; the one-hot actions are made inside."""
-    latent, index, second = steps * s.latent * s.itemsize, steps * INDEX, product("stem 2", steps, s.width, s.width, s.itemsize)
+    latent, index, second = (
+        steps * s.latent * s.itemsize,
+        steps * INDEX,
+        product("stem 2", steps, s.width, s.width, s.itemsize),
+    )
     if s.per_step == 1:
         return [product("stem 1", steps, s.latent + s.actions, s.width, s.itemsize, given=latent + index), second]
     action = product("action stem 1", steps, s.actions, s.width, s.itemsize, given=index)
@@ -121,7 +151,9 @@ def stem_gradients(s: Sizes) -> list[Kernel]:
     n, latent, index = s.frames, s.frames * s.latent * s.itemsize, s.frames * INDEX
     second = product_gradients("stem 2", n, s.width, s.width, s.itemsize, saved=1)
     if s.per_step == 1:
-        return second + product_gradients("stem 1", n, s.latent + s.actions, s.width, s.itemsize, given=latent + index, sent=latent)
+        return second + product_gradients(
+            "stem 1", n, s.latent + s.actions, s.width, s.itemsize, given=latent + index, sent=latent
+        )
     action = product_gradients("action stem 1", n, s.actions, s.width, s.itemsize, given=index, sent=0)
     return second + second + product_gradients("stem 1", n, s.latent, s.width, s.itemsize) + action
 
@@ -168,7 +200,9 @@ def sequence_and_prior(s: Sizes) -> list[Kernel]:
     tokens, length = s.per_step * s.frames, s.per_step * s.length
     prior = product("prior", s.frames, s.width, s.latent, s.itemsize)
     forward = [*stems(s, s.frames), *s.layers * layer(s, tokens, length), prior]
-    backward = product_gradients("prior", s.frames, s.width, s.latent, s.itemsize, saved=2) + s.layers * layer_gradients(s, tokens, length)
+    backward = product_gradients(
+        "prior", s.frames, s.width, s.latent, s.itemsize, saved=2
+    ) + s.layers * layer_gradients(s, tokens, length)
     return forward + backward + stem_gradients(s)
 
 
@@ -178,7 +212,9 @@ def heads_and_gradients(s: Sizes) -> list[Kernel]:
     kernels = [product("first layers", n, d, 2 * d, size), *product_gradients("first layers", n, d, 2 * d, size)]
     for name, outputs in (("reward", NUM_BINS), ("termination", 1)):
         kernels += [product(f"{name} 2", n, d, d, size), product(f"{name} 3", n, d, outputs, size)]
-        kernels += product_gradients(f"{name} 3", n, d, outputs, size, saved=1) + product_gradients(f"{name} 2", n, d, d, size, saved=1)
+        kernels += product_gradients(f"{name} 3", n, d, outputs, size, saved=1) + product_gradients(
+            f"{name} 2", n, d, d, size, saved=1
+        )
     return kernels
 
 
@@ -193,7 +229,11 @@ def adam(s: Sizes, parameters: int) -> list[Kernel]:
 def cached(s: Sizes, windows: int, steps: int) -> list[Kernel]:
     """A context in one pass, of whose last token only the hidden state is wanted."""
     length = s.per_step * steps
-    return [*stems(s, windows * steps), *(s.layers - 1) * layer(s, windows * length, length), *last_layer(s, windows, length)]
+    return [
+        *stems(s, windows * steps),
+        *(s.layers - 1) * layer(s, windows * length, length),
+        *last_layer(s, windows, length),
+    ]
 
 
 def prefill(s: Sizes) -> list[Kernel]:
@@ -212,9 +252,15 @@ def step_products(s: Sizes) -> list[Kernel]:
 def step_attention(s: Sizes) -> list[Kernel]:
     """Over what the cache holds and the new token. bench/kernels/work.py counts the bytes, as it does for the kernel's bench."""
     lengths = range(s.per_step * s.prefilled, s.per_step * (s.prefilled + s.horizon))
-    one = attention_work(s.batch, s.heads, s.width // s.heads, lengths, s.itemsize, masked=s.config.replay.mark_resets)
+    one = attention_work(
+        s.batch, s.heads, s.width // s.heads, lengths, s.itemsize, masked=s.config.world_model.separate_episodes
+    )
     flops = 4 * s.batch * s.width * sum(length + 1 for length in lengths)
-    return [Kernel("cached attention", s.layers * flops, s.layers * round(len(lengths) * one.bytes), s.layers * len(lengths))]
+    return [
+        Kernel(
+            "cached attention", s.layers * flops, s.layers * round(len(lengths) * one.bytes), s.layers * len(lengths)
+        )
+    ]
 
 
 def judge(s: Sizes) -> list[Kernel]:
@@ -242,9 +288,16 @@ def agent_forward(s: Sizes) -> list[Kernel]:
     width, size = s.config.agent.width, s.itemsize
     made, weights = width * (acted + 2 * valued), 3 * s.state * width
     kernels = [Kernel("first layers", 2 * s.state * made, size * (s.state * valued + weights + made))]
-    for name, rows, outputs in (("actor", acted, s.actions), ("critic", valued, NUM_BINS), ("slow critic", valued, NUM_BINS)):
+    for name, rows, outputs in (
+        ("actor", acted, s.actions),
+        ("critic", valued, NUM_BINS),
+        ("slow critic", valued, NUM_BINS),
+    ):
         decoded = rows * NUMBER if name == "slow critic" else None
-        kernels += [product(f"{name} 2", rows, width, width, size), product(f"{name} 3", rows, width, outputs, size, made=decoded)]
+        kernels += [
+            product(f"{name} 2", rows, width, width, size),
+            product(f"{name} 3", rows, width, outputs, size, made=decoded),
+        ]
     return [kernel.times(count) for kernel in kernels]
 
 
@@ -257,7 +310,9 @@ def agent_backward(s: Sizes) -> list[Kernel]:
         kernels += product_gradients(f"{name} 3", rows, width, outputs, size, saved=1)
         kernels += product_gradients(f"{name} 2", rows, width, width, size, saved=1)
     weights = NUMBER * 2 * s.state * width
-    kernels.append(Kernel("first layers, weight gradient", 2 * s.state * made, size * (made + s.state * valued) + weights))
+    kernels.append(
+        Kernel("first layers, weight gradient", 2 * s.state * made, size * (made + s.state * valued) + weights)
+    )
     return [kernel.times(count) for kernel in kernels]
 
 
@@ -268,9 +323,13 @@ def targets_and_optimiser(s: Sizes) -> list[Kernel]:
     critic = mlp_parameters(s.critic_mlp)
     kernels = [
         Kernel("values", 0, valued * (NUM_BINS * s.itemsize + NUMBER)),
-        Kernel("returns", 0, NUMBER * (2 * acted + 2 * valued) + NUMBER * 2 * acted),  # of reward, continuation and both values
+        Kernel(
+            "returns", 0, NUMBER * (2 * acted + 2 * valued) + NUMBER * 2 * acted
+        ),  # of reward, continuation and both values
         Kernel("percentiles", 0, NUMBER * acted),
-        Kernel("losses", 0, 2 * logits + acted * (INDEX + NUMBER * 5)),  # action; log-probability, continuation, value and both returns
+        Kernel(
+            "losses", 0, 2 * logits + acted * (INDEX + NUMBER * 5)
+        ),  # action; log-probability, continuation, value and both returns
         *adam(s, agent_parameters(s)),
         Kernel("slow critic", 0, critic * (2 * NUMBER + s.copy)),  # the critic itself is at hand
     ]
@@ -320,6 +379,10 @@ PHASES: dict[str, dict[str, Callable[[Sizes], list[Kernel]]]] = {
         "steps: cached attention": step_attention,
         "reward + termination heads": judge,
     },
-    "agent": {"forward": agent_forward, "backward": agent_backward, "returns, losses, Adam, EMA": targets_and_optimiser},
+    "agent": {
+        "forward": agent_forward,
+        "backward": agent_backward,
+        "returns, losses, Adam, EMA": targets_and_optimiser,
+    },
     "refresh": {"refresh": refresh},
 }

@@ -37,13 +37,23 @@ class Kernel:
 
 
 def product(
-    name: str, rows: int, inputs: int, outputs: int, itemsize: int, *, given: int | None = None, made: int | None = None, extra: int = 0
+    name: str,
+    rows: int,
+    inputs: int,
+    outputs: int,
+    itemsize: int,
+    *,
+    given: int | None = None,
+    made: int | None = None,
+    extra: int = 0,
 ) -> Kernel:
     """[rows, inputs] x [inputs, outputs].
 
     given, made: bytes of input and output, where they are not rows of numbers of itemsize. extra: bytes of what else is read, such as a residual.
     """
-    moved = (rows * inputs * itemsize if given is None else given) + (rows * outputs * itemsize if made is None else made)
+    moved = (rows * inputs * itemsize if given is None else given) + (
+        rows * outputs * itemsize if made is None else made
+    )
     return Kernel(name, 2 * rows * inputs * outputs, moved + inputs * outputs * itemsize + extra)
 
 
@@ -65,8 +75,14 @@ def product_gradients(
     saved:  tensors of the input's size that its gradient needs besides: what a norm or activation made of it, a residual's gradient.
     normed: a batch norm follows, so that both kernels also read the output.
     """
-    gradient, flops, own = rows * outputs * itemsize * (2 if normed else 1), 2 * rows * inputs * outputs, rows * inputs * itemsize
-    weight = Kernel(f"{name}, weight gradient", flops, gradient + (own if given is None else given) + GRADIENT * inputs * outputs)
+    gradient, flops, own = (
+        rows * outputs * itemsize * (2 if normed else 1),
+        2 * rows * inputs * outputs,
+        rows * inputs * itemsize,
+    )
+    weight = Kernel(
+        f"{name}, weight gradient", flops, gradient + (own if given is None else given) + GRADIENT * inputs * outputs
+    )
     if sent == 0:
         return [weight]
     moved = gradient + inputs * outputs * itemsize + (own if sent is None else sent) + saved * own
@@ -109,13 +125,17 @@ def convolution(layer: Convolution, itemsize: int, *, frames: bool = False, extr
     return Kernel(layer.name, layer.flops, given + itemsize * (layer.weights + layer.made) + extra)
 
 
-def convolution_gradients(layer: Convolution, itemsize: int, *, frames: bool = False, normed: bool = True) -> list[Kernel]:
+def convolution_gradients(
+    layer: Convolution, itemsize: int, *, frames: bool = False, normed: bool = True
+) -> list[Kernel]:
     """Backward pass of convolution(); frames get no gradient. The input's gradient reads the input too, for the activation before it."""
     gradient = layer.made * itemsize * (2 if normed else 1)
     given = layer.given * (1 if frames else itemsize)
     kernels = [Kernel(f"{layer.name}, weight gradient", layer.flops, gradient + given + GRADIENT * layer.weights)]
     if not frames:
-        kernels.append(Kernel(f"{layer.name}, input gradient", layer.flops, gradient + layer.weights * itemsize + 2 * given))
+        kernels.append(
+            Kernel(f"{layer.name}, input gradient", layer.flops, gradient + layer.weights * itemsize + 2 * given)
+        )
     return kernels
 
 
@@ -129,7 +149,9 @@ def attention_gradients(name: str, tokens: int, length: int, width: int, itemsiz
     return Kernel(f"{name}, gradients", 8 * tokens * length * width, 8 * tokens * width * itemsize)
 
 
-def mlp_products(name: str, rows: int, sizes: tuple[int, int, int], itemsize: int, *, made: int | None = None) -> list[Kernel]:
+def mlp_products(
+    name: str, rows: int, sizes: tuple[int, int, int], itemsize: int, *, made: int | None = None
+) -> list[Kernel]:
     """Three products, features -> width -> width -> outputs. made: bytes of the last output, where it is no row of numbers."""
     features, width, outputs = sizes
     return [

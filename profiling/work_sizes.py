@@ -32,7 +32,9 @@ class Sizes:
         model, imagination = config.world_model, config.imagination
         self.config = config
         self.itemsize = ITEMSIZE[precision]
-        self.copy = self.itemsize if self.itemsize < NUMBER else 0  # bytes a parameter, beside the float32: what products read
+        self.copy = (
+            self.itemsize if self.itemsize < NUMBER else 0
+        )  # bytes a parameter, beside the float32: what products read
         self.channels, self.actions = model.channels, num_actions
         self.latent = model.categoricals * model.classes
         self.width, self.layers, self.heads = model.width, model.layers, model.heads
@@ -40,7 +42,9 @@ class Sizes:
         self.per_step = 1 if model.tokens == "fused" else 2  # tokens
         self.frames, self.length = model.batch_size * model.batch_length, model.batch_length
         self.batch, self.context, self.horizon = imagination.batch_size, imagination.context, imagination.horizon
-        self.prefilled = imagination.context - (imagination.start == "posterior")  # steps of the context that fill the cache
+        self.prefilled = imagination.context - (
+            imagination.start == "posterior"
+        )  # steps of the context that fill the cache
         self.reward_mlp: MLP = (model.width, model.width, NUM_BINS)
         self.termination_mlp: MLP = (model.width, model.width, 1)
         self.state = {"both": self.latent + self.width, "latent": self.latent, "hidden": self.width}[config.agent.state]
@@ -49,12 +53,18 @@ class Sizes:
 
     def encoder(self, images: int) -> list[Convolution]:
         pairs = zip((CHANNELS, *self.channels), self.channels, strict=False)
-        return [Convolution(f"convolution {i + 1}", images, a, b, SIDE >> i, SIDE >> (i + 1)) for i, (a, b) in enumerate(pairs)]
+        return [
+            Convolution(f"convolution {i + 1}", images, a, b, SIDE >> i, SIDE >> (i + 1))
+            for i, (a, b) in enumerate(pairs)
+        ]
 
     def decoder(self, images: int) -> list[Convolution]:
         upward = (*self.channels[::-1], CHANNELS)
         pairs = itertools.pairwise(upward)
-        return [Convolution(f"convolution {i + 1}", images, a, b, FEATURE_SIDE << i, FEATURE_SIDE << (i + 1)) for i, (a, b) in enumerate(pairs)]
+        return [
+            Convolution(f"convolution {i + 1}", images, a, b, FEATURE_SIDE << i, FEATURE_SIDE << (i + 1))
+            for i, (a, b) in enumerate(pairs)
+        ]
 
 
 def mlp_parameters(sizes: MLP) -> int:
@@ -70,7 +80,9 @@ def agent_parameters(s: Sizes) -> int:
 
 def world_model_parameters(s: Sizes) -> int:
     convolutions = sum(layer.weights for layer in (*s.encoder(1), *s.decoder(1))) + 4 * sum(s.channels) + CHANNELS
-    latent = (s.features + 1) * s.latent + (s.width + 1) * s.latent + s.latent * s.features  # posterior, prior, decoder's first layer
+    latent = (
+        (s.features + 1) * s.latent + (s.width + 1) * s.latent + s.latent * s.features
+    )  # posterior, prior, decoder's first layer
     inputs = s.latent + s.actions + s.per_step * (s.width + 4)  # of the stems' products and norms
     positions = s.config.world_model.max_length * s.per_step + 2
     tokens = s.width * (inputs + positions + s.layers * (8 * s.width + 7))

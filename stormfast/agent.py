@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from stormfast.batch import Rollout
 from stormfast.config import AgentConfig, WorldModelConfig
+from stormfast.objective import weighted_sum
+from stormfast.records import Rollout
 from stormfast.returns import ReturnScale, lambda_return
 from stormfast.world_model.heads import NUM_BINS, TwoHot, mlp, upcast
 
@@ -76,17 +77,19 @@ class Agent(nn.Module):
         log_prob = log_policy.gather(-1, rollout.action[..., None]).squeeze(-1)
         ratio = 1.0 if config.minibatches == 1 else (log_prob - rollout.log_prob).exp().detach()
         weight = targets.weight
-        policy = -(weight * ratio * log_prob * targets.advantage).mean()
         entropy = -(log_policy.exp() * log_policy).sum(-1)
         value_log_probs = upcast(value_logits[:, :-1]).log_softmax(-1)
-        value_loss = (weight * self.two_hot.cross_entropy(value_log_probs, targets.returns)).mean()
-        slow_loss = (weight * self.two_hot.cross_entropy(value_log_probs, targets.slow_returns)).mean()
+        terms = {
+            "policy": -(weight * ratio * log_prob * targets.advantage).mean(),
+            "value": (weight * self.two_hot.cross_entropy(value_log_probs, targets.returns)).mean(),
+            "slow_value": (weight * self.two_hot.cross_entropy(value_log_probs, targets.slow_returns)).mean(),
+            "entropy": (weight * entropy).mean(),
+        }
+        weights = {"policy": 1.0, "value": 1.0, "slow_value": 1.0, "entropy": -config.entropy}
         return {
-            "total": policy + value_loss + slow_loss - config.entropy * (weight * entropy).mean(),
-            "policy": policy,
-            "value": value_loss,
-            "slow_value": slow_loss,
-            "entropy": entropy.mean(),
+            "total": weighted_sum(terms, weights),
+            **terms,
+            "entropy": entropy.mean(),  # of every imagined step, reached or not
             "return_scale": targets.scale,
             "imagined_return": targets.returns.mean(),
             "imagined_reward": rollout.reward.mean(),
@@ -98,10 +101,12 @@ class Agent(nn.Module):
         config = self.config
         value = self.two_hot.decode(value_logits)
         slow_value = self.two_hot.decode(self.slow_critic(rollout.state))
-        discount = config.gamma * rollout.cont
+        discount = config.gamma * rollout.continuation
         returns = lambda_return(rollout.reward, discount, value, config.lam, config.bootstrap)
         slow_returns = lambda_return(rollout.reward, discount, slow_value, config.lam, config.bootstrap)
-        scale = self.return_scale.update(returns)  # over all imagined steps, reached or not, as upstream and DreamerV3 take it
+        scale = self.return_scale.update(
+            returns
+        )  # over all imagined steps, reached or not, as upstream and DreamerV3 take it
         return Targets(
             value=value,
             slow_value=slow_value,
@@ -115,10 +120,12 @@ class Agent(nn.Module):
     @torch.no_grad()
     def update_slow_critic(self) -> None:
         """EMA step of the slow critic towards the critic."""
-        torch._foreach_lerp_([*self.slow_critic.parameters()], [*self.critic.parameters()], 1 - self.config.slow_critic_decay)
+        torch._foreach_lerp_(
+            [*self.slow_critic.parameters()], [*self.critic.parameters()], 1 - self.config.slow_critic_decay
+        )
 
 
 def reach_probability(rollout: Rollout) -> Tensor:
-    """Chance that imagined step t is reached at all: start * cont[0] * ... * cont[t-1], [B, H]."""
-    reached = torch.cat([rollout.start[:, None], rollout.cont[:, :-1]], 1)
+    """Chance that imagined step t is reached at all: alive * continuation[0] * ... * continuation[t-1], [B, H]."""
+    reached = torch.cat([rollout.alive[:, None], rollout.continuation[:, :-1]], 1)
     return reached.cumprod(1)

@@ -12,19 +12,28 @@ from typing import Any, TypeVar
 
 import tyro
 
-from stormfast.config import flatten, nearest
+from stormfast.envs.games import BUILT_IN, SCORES
 from stormfast.errors import UserError
-from stormfast.games import BUILT_IN, SCORES
+from stormfast.schema import flatten, nearest
 
 Config = TypeVar("Config")
 
 # What tyro says -> the same in one plain sentence.
 PLAIN = (
     (re.compile(r"Missing from .*: (\S+) (.*) \(required\)"), r"\1 is missing: \2"),
-    (re.compile(r"Error parsing (\S+): invalid literal for int\(\) with base 10: (.*)"), r"\1 must be an integer, got \2"),
-    (re.compile(r"Error parsing (\S+): no type matching \{None\}\|INT could be instantiated from \[(.*)\]"), r"\1 must be an integer, got \2"),
+    (
+        re.compile(r"Error parsing (\S+): invalid literal for int\(\) with base 10: (.*)"),
+        r"\1 must be an integer, got \2",
+    ),
+    (
+        re.compile(r"Error parsing (\S+): no type matching \{None\}\|INT could be instantiated from \[(.*)\]"),
+        r"\1 must be an integer, got \2",
+    ),
     (re.compile(r"Error parsing (\S+): could not convert string to float: (.*)"), r"\1 must be a number, got \2"),
-    (re.compile(r"Error parsing (\S+): Could not parse arguments \[(.*)\] into tuple type .*uple\[int\b.*\]"), r"\1 must be integers, got \2"),
+    (
+        re.compile(r"Error parsing (\S+): Could not parse arguments \[(.*)\] into tuple type .*uple\[int\b.*\]"),
+        r"\1 must be integers, got \2",
+    ),
 )
 
 
@@ -32,7 +41,9 @@ def wants_help(args: Sequence[str]) -> bool:
     return "-h" in args or "--help" in args
 
 
-def parse(kind: type[Config], args: Sequence[str], prog: str, default: Config | None = None, description: str | None = None) -> Config:
+def parse(
+    kind: type[Config], args: Sequence[str], prog: str, default: Config | None = None, description: str | None = None
+) -> Config:
     """The config that args ask for, on top of default. Prints the help and exits with status 0 where args ask for that.
 
     Args:
@@ -66,7 +77,9 @@ def first_paragraph(box: str) -> str:
     """tyro's error box without its title and frame (UTF-8 or blank, as the terminal takes it), up to its first rule, on one line."""
     rows = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip("│ ") for line in box.splitlines()]
     is_rule = [not row.strip("╭╮╰╯─-") for row in rows]
-    start = 2 if is_rule[1:2] == [True] else 1  # after the title, which has a rule of its own where it is no part of the frame
+    start = (
+        2 if is_rule[1:2] == [True] else 1
+    )  # after the title, which has a rule of its own where it is no part of the frame
     rows = rows[start : is_rule.index(True, start) if True in is_rule[start:] else None]
     line = " ".join(rows)
     for pattern, plain in PLAIN:
@@ -84,5 +97,7 @@ def _unknown(token: str, config: Any) -> str:
     name = token.partition("=")[0].replace("_", "-")
     fields = [field.replace("_", "-") for field in flatten(config)]
     same_leaf = [f"--{field}" for field in fields if field.split(".")[-1] == name[2:].split(".")[-1]]
-    guess = f" Did you mean '{same_leaf[0]}'?" if len(same_leaf) == 1 else nearest(name, [f"--{field}" for field in fields])
+    guess = (
+        f" Did you mean '{same_leaf[0]}'?" if len(same_leaf) == 1 else nearest(name, [f"--{field}" for field in fields])
+    )
     return f"Unknown field '{token.partition('=')[0]}'.{guess}"

@@ -13,16 +13,15 @@ from stormfast.config import (
     Preset,
     ProfileConfig,
     TrainConfig,
-    check_name,
     check_resumable,
-    nearest,
     preset_config,
     validate,
     validate_evaluation,
     validate_profile,
 )
+from stormfast.envs.games import BUILT_IN, SCORES, check_game
 from stormfast.errors import UserError
-from stormfast.games import BUILT_IN, SCORES, check_game
+from stormfast.schema import check_name, nearest
 
 HELP = """\
 usage: stormfast COMMAND [ARGUMENTS]
@@ -110,19 +109,19 @@ def _run(args: list[str]) -> int:
 def _train(args: list[str]) -> int:
     launch = train_config(args)
     if launch.is_several:
-        from stormfast.seeds import train_several
+        from stormfast.runs.launch import train_several
 
         return train_several(launch, args, train_config)
     config = launch.one_run()
-    from stormfast.device import resolve_device
-
-    resolve_device(config.device)
-    from stormfast.run_dir import create, discard_unused
+    from stormfast.plan import plan
+    from stormfast.runs.directory import create, discard_unused
     from stormfast.train import train
 
+    decided = plan(config)
     run_dir = create(config)
     try:
-        return train(config, run_dir)
+        decided.save(run_dir)
+        return train(config, run_dir, decided)
     except (UserError, KeyboardInterrupt):
         if not config.resume:
             discard_unused(run_dir)  # so that the same command can be given again once what is wrong is put right
@@ -164,11 +163,15 @@ def _parse_train(args: list[str], default: TrainConfig, description: str | None 
 
 def _resumed(args: list[str], asked: TrainConfig) -> LaunchConfig:
     """The saved settings of a run, with what a resume may change on top."""
-    from stormfast.run_dir import load_config, newest_run
+    from stormfast.runs.directory import load_config, newest_run
 
     if asked.run_dir is None:
         newest = newest_run()
-        hint = f"the newest run is {newest}: add --run-dir {newest}" if newest else "there is no run under runs/ yet; leave --resume out to start one"
+        hint = (
+            f"the newest run is {newest}: add --run-dir {newest}"
+            if newest
+            else "there is no run under runs/ yet; leave --resume out to start one"
+        )
         raise UserError(f"--resume needs the --run-dir of the run to go on with; {hint}")
     check_name("run_dir", asked.run_dir)
     saved = load_config(Path(asked.run_dir))
@@ -182,10 +185,10 @@ def _resumed(args: list[str], asked: TrainConfig) -> LaunchConfig:
 
 def _choose_preset(asked: TrainConfig) -> Preset:
     """What `--preset auto` takes, said out loud."""
-    from stormfast.device import auto_preset
+    from stormfast.plan import choose_preset
 
-    preset, reason = auto_preset(asked.device)
-    print(f"preset {preset}, because {reason} (--preset auto)", flush=True)
+    preset, why = choose_preset(asked.preset, asked.device)
+    print(f"preset {preset}: {why}", flush=True)
     return preset
 
 
@@ -196,7 +199,9 @@ def _help_defaults(asked: TrainConfig) -> TrainConfig:
 
 def _help_description(asked: TrainConfig) -> str:
     if asked.preset == "auto":
-        shown = "the storm preset (--preset auto takes fast with CUDA and cpu without; add --preset NAME to see another's)"
+        shown = (
+            "the storm preset (--preset auto takes fast with CUDA and cpu without; add --preset NAME to see another's)"
+        )
     else:
         shown = f"the {asked.preset} preset"
     return f"Train an agent. Defaults shown are those of {shown} under the {asked.protocol} protocol."
@@ -208,9 +213,11 @@ def _help_description(asked: TrainConfig) -> str:
 def _evaluate(args: list[str]) -> int:
     from stormfast.arguments import parse
 
-    config = parse(EvaluateConfig, args, "stormfast evaluate", description="Play full episodes with a run's agent and score them.")
+    config = parse(
+        EvaluateConfig, args, "stormfast evaluate", description="Play full episodes with a run's agent and score them."
+    )
     validate_evaluation(config)
-    from stormfast.run_dir import load_config
+    from stormfast.runs.directory import load_config
 
     load_config(Path(config.run))
     from stormfast.device import resolve_device
@@ -228,14 +235,13 @@ def _profile(args: list[str]) -> int:
     config = parse(ProfileConfig, args, "stormfast profile", description=what)
     validate_profile(config)
     check_game(config.game)
-    from stormfast.device import auto_preset, resolve_device
+    from stormfast.plan import choose_preset
 
-    resolve_device(config.device)
+    preset, why = choose_preset(config.preset, config.device)
     if config.preset == "auto":
-        preset, reason = auto_preset(config.device)
-        print(f"preset {preset}, because {reason} (--preset auto)", file=sys.stderr, flush=True)
-        config = dataclasses.replace(config, preset=preset)
-    from stormfast.profile import profile
+        print(f"preset {preset}: {why}", file=sys.stderr, flush=True)
+    config = dataclasses.replace(config, preset=preset)
+    from stormfast.measure.profile import profile
 
     return profile(config)
 
@@ -252,9 +258,13 @@ def _games(args: list[str]) -> int:
 
 
 def _doctor(args: list[str]) -> int:
-    if _only_help(args, "doctor", "Say what is installed, what will be used, and why. Status 1 when something required is missing."):
+    if _only_help(
+        args,
+        "doctor",
+        "Say what is installed, what will be used, and why. Status 1 when something required is missing.",
+    ):
         return 0
-    from stormfast.doctor import doctor
+    from stormfast.commands.doctor import doctor
 
     return doctor()
 
@@ -269,4 +279,10 @@ def _only_help(args: list[str], command: str, what: str) -> bool:
     return bool(args)
 
 
-COMMANDS: dict[str, Callable[[list[str]], int]] = {"train": _train, "evaluate": _evaluate, "profile": _profile, "games": _games, "doctor": _doctor}
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "profile": _profile,
+    "games": _games,
+    "doctor": _doctor,
+}

@@ -12,43 +12,31 @@ import contextlib
 import gc
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from stormfast import ranges
-from stormfast.act import Player
+from stormfast import annotate
 from stormfast.config import TrainConfig
 from stormfast.learner import Learner
+from stormfast.plan import CompileMode
+from stormfast.player import Player
 from stormfast.replay import Replay
-from stormfast_kernels.dispatch import trouble_with_triton
 
-Mode = Literal["off", "default", "graphs"]
-EAGER_CALLS = 3  # real calls before the capture: libraries initialise and tune themselves in them
+WARMUP_CALLS = 3  # real calls before the capture: libraries initialise and tune themselves in them
 
 Losses = dict[str, Tensor]
 
 
-def resolve_mode(choice: str, device: torch.device) -> Mode:
-    """--compile as asked for; auto takes graphs on CUDA where Triton, which compiles for it, works, else off.
-
-    On a CPU it does not pay. CPU time of an update on one core of an AMD EPYC, preset cpu: world model 0.102 s eager, 0.108
-    compiled; agent 0.093 and 0.108.
-    """
-    if choice == "auto":
-        return "graphs" if device.type == "cuda" and trouble_with_triton(device) is None else "off"
-    return choice  # type: ignore[return-value]
-
-
-def compiler_failed(error: BaseException) -> bool:
+def is_compiler_error(error: BaseException) -> bool:
     """Whether torch.compile raised it: no C++ compiler, a broken Triton, code it cannot take."""
     exceptions = sys.modules.get("torch._dynamo.exc")  # imported by the first compilation
     return exceptions is not None and isinstance(error, exceptions.TorchDynamoException)
 
 
-class Phases:
+class Updates:
     """The updates of a run as functions without arguments: what they learn from is drawn from replay inside them."""
 
     def __init__(self, config: TrainConfig, learner: Learner, replay: Replay, generator: torch.Generator) -> None:
@@ -56,51 +44,51 @@ class Phases:
 
     def update_world_model(self) -> Losses:
         settings = self.config.world_model
-        with ranges.phase("sample_windows"):
+        with annotate.phase("sample_windows"):
             batch = self.replay.sample(settings.batch_size, settings.batch_length, self.generator)
-        with ranges.phase("world_model"):
+        with annotate.phase("world_model"):
             return self.learner.update_world_model(batch)
 
     def update_agent(self) -> Losses:
         settings = self.config.imagination
-        with ranges.phase("sample_contexts"):
+        with annotate.phase("sample_contexts"):
             context = self.replay.sample(settings.batch_size, settings.context, self.generator)
         return self.learner.update_agent(context)
 
 
-def prepare(mode: Mode, phases: Phases, player: Player) -> None:
-    """Compiles and captures the phases of a run, in place; each on its first calls."""
+def compile_run(mode: CompileMode, updates: Updates, player: Player) -> None:
+    """Compiles and captures the updates and acting of a run, in place; each on its first calls."""
     if mode == "off":
         return
-    compile_parts(phases.learner, player)
+    compile_parts(updates.learner, player)
     if mode == "graphs":
-        capture_phases(phases, player)
+        capture_updates(updates, player)
 
 
 def compile_parts(learner: Learner, player: Player) -> None:
     """One compiled function for each thing that is computed; the imagined step is one, called again for each step."""
     for owner, names in (
-        (learner.world_model, ("losses",)),
-        (learner.imagination, ("observe", "begin", "step", "judge")),
+        (learner.world_model, ("loss_with_uniform",)),
+        (learner.imagination, ("observe", "prefill", "step", "predict_reward_and_continuation")),
         (learner.agent, ("loss",)),
-        (player, ("respond",)),
+        (player, ("act_with_uniform",)),
     ):
         for name in names:
             setattr(owner, name, torch.compile(getattr(owner, name), fullgraph=True, dynamic=False))
 
 
-def capture_phases(phases: Phases, player: Player) -> None:
-    shared = Shared(phases.learner.device)
+def capture_updates(updates: Updates, player: Player) -> None:
+    shared = GraphPool(updates.learner.device)
     for owner, name, label in (
-        (phases, "update_world_model", "world_model"),
-        (phases, "update_agent", "imagination+agent"),
-        (player, "decide", ""),
+        (updates, "update_world_model", "world_model"),
+        (updates, "update_agent", "imagination+agent"),
+        (player, "act_on_device", ""),
         (player, "refresh", ""),
     ):
-        setattr(owner, name, Captured(getattr(owner, name), shared, label))
+        setattr(owner, name, GraphedCall(getattr(owner, name), shared, label))
 
 
-class Shared:
+class GraphPool:
     """What the graphs of a run share: their memory, as they never run at once, and a stream for the calls before a capture."""
 
     def __init__(self, device: torch.device) -> None:
@@ -121,14 +109,14 @@ class Shared:
         current.wait_stream(self.stream)
 
 
-class Captured:
-    """A function of tensors as one CUDA graph: called EAGER_CALLS times, then captured, and replayed from then on.
+class GraphedCall:
+    """A function of tensors as one CUDA graph: called WARMUP_CALLS times, then captured, and replayed from then on.
 
     Arguments are copied into buffers made once; what it returns lies in such buffers too, and is overwritten by the next call.
     Whatever else the function reads or writes must stay where it is. On a CPU the same buffers are used around plain calls.
     """
 
-    def __init__(self, function: Callable[..., Any], shared: Shared, label: str = "") -> None:
+    def __init__(self, function: Callable[..., Any], shared: GraphPool, label: str = "") -> None:
         """label: of the range around a replay, for profilers, where none is around the call."""
         self.function, self.shared, self.label = function, shared, label
         self.calls = 0
@@ -138,10 +126,10 @@ class Captured:
 
     def __call__(self, *args: Tensor) -> Any:
         self.calls += 1
-        if self.calls <= EAGER_CALLS:
+        if self.calls <= WARMUP_CALLS:
             with self.shared.beside():
                 return self.function(*args)
-        if self.calls == EAGER_CALLS + 1:
+        if self.calls == WARMUP_CALLS + 1:
             self.inputs = [tensor.clone() for tensor in args]
             self.capture()
         else:
@@ -166,11 +154,11 @@ class Captured:
 
     def replay(self) -> None:
         if self.graph is not None:
-            with ranges.phase(self.label) if self.label else contextlib.nullcontext():
+            with annotate.phase(self.label) if self.label else contextlib.nullcontext():
                 self.graph.replay()
             return
         output = self.function(*self.inputs)
-        if self.calls == EAGER_CALLS + 1:
+        if self.calls == WARMUP_CALLS + 1:
             self.output = pytree.tree_map_only(Tensor, Tensor.clone, output)
         else:
             for buffer, tensor in zip(pytree.tree_leaves(self.output), pytree.tree_leaves(output), strict=True):

@@ -58,12 +58,24 @@ def load_demonstration(path: str | Path, num_actions: int, min_length: int = 1) 
 
 
 def _error(path: str | Path, problem: str) -> UserError:
-    return UserError(f"Demonstration {path}: {problem}; save it with np.savez(path, {', '.join(f'{key}=...' for key in KEYS)}).")
+    return UserError(
+        f"Demonstration {path}: {problem}; save it with np.savez(path, {', '.join(f'{key}=...' for key in KEYS)})."
+    )
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
     # ValueError: not a NumPy file, or pickled. The rest: a zip archive that is cut short or damaged.
-    unreadable = (OSError, ValueError, EOFError, KeyError, NotImplementedError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
+    unreadable = (
+        OSError,
+        ValueError,
+        EOFError,
+        KeyError,
+        NotImplementedError,
+        RuntimeError,
+        MemoryError,
+        zipfile.BadZipFile,
+        zlib.error,
+    )
     try:
         with open(path, "rb") as file:
             archive = np.load(file, allow_pickle=False)
@@ -77,14 +89,19 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
         raise _error(path, f"expected a readable .npz file, got {type(error).__name__} ({reason})") from None
     if missing:
-        raise _error(path, f"expected the arrays {', '.join(KEYS)}, but {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing")
+        raise _error(
+            path,
+            f"expected the arrays {', '.join(KEYS)}, but {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing",
+        )
     return arrays
 
 
 def _frames(path: str | Path, obs: np.ndarray) -> np.ndarray:
     shapes = ((64, 64, 3), (3, 64, 64))
     if obs.dtype != np.uint8 or obs.ndim != 4 or obs.shape[1:] not in shapes or len(obs) == 0:
-        raise _error(path, f"obs must be uint8 [T, 64, 64, 3] or [T, 3, 64, 64] with T >= 1, got {obs.dtype} {list(obs.shape)}")
+        raise _error(
+            path, f"obs must be uint8 [T, 64, 64, 3] or [T, 3, 64, 64] with T >= 1, got {obs.dtype} {list(obs.shape)}"
+        )
     return np.ascontiguousarray(obs if obs.shape[1:] == (3, 64, 64) else obs.transpose(0, 3, 1, 2))
 
 
@@ -93,7 +110,9 @@ def _actions(path: str | Path, action: np.ndarray, num_actions: int) -> np.ndarr
         raise _error(path, f"action must be integers, got {action.dtype}")
     wrong = np.flatnonzero((action < 0) | (action >= num_actions))
     if len(wrong):
-        raise _error(path, f"action must be in [0, {num_actions}), the game's actions, got {action[wrong[0]]} at step {wrong[0]}")
+        raise _error(
+            path, f"action must be in [0, {num_actions}), the game's actions, got {action[wrong[0]]} at step {wrong[0]}"
+        )
     return action.astype(np.int64)
 
 

@@ -15,18 +15,18 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from stormfast.act import Player
-from stormfast.checkpoint import load_checkpoint
 from stormfast.config import EvaluateConfig, TrainConfig
 from stormfast.device import resolve_device
 from stormfast.envs import make_env
+from stormfast.envs.games import SCORES, human_normalised
 from stormfast.envs.vector import VectorEnv
 from stormfast.errors import UserError
-from stormfast.games import SCORES, human_normalised
 from stormfast.learner import build_models
-from stormfast.progress import Progress
-from stormfast.run_dir import load_config, write_whole
-from stormfast.state import without_prefix
+from stormfast.player import Player
+from stormfast.runs.checkpoint import load_checkpoint
+from stormfast.runs.directory import load_config, write_whole
+from stormfast.runs.progress import Progress
+from stormfast.runs.state import without_prefix
 from stormfast.video import check_video_path, write_mp4
 from stormfast.world_model.inference import InferenceModel
 
@@ -85,7 +85,11 @@ def play_episodes(
         for n in np.flatnonzero(done):
             if left[n] and len(episodes) < num_episodes:
                 left[n] -= 1
-                episodes.append(Episode(int(n), float(game_return[n]), int(length[n]), bool(now.truncated[n] and not now.terminated[n])))
+                episodes.append(
+                    Episode(
+                        int(n), float(game_return[n]), int(length[n]), bool(now.truncated[n] and not now.terminated[n])
+                    )
+                )
                 on_finish(episodes)
             game_return[n], length[n] = 0, 0
     return episodes
@@ -130,7 +134,9 @@ def summarise(game: str, returns: np.ndarray, seed: int) -> dict[str, Any]:
     human score. The normalised interval is the mean's, normalised: the scores of the table count as exact.
     """
     rng, count = np.random.default_rng(seed), len(returns)
-    blocks = [returns[rng.integers(count, size=(100, count))].mean(1) for _ in range(RESAMPLES // 100)]  # blocks: 10,000 x n may not fit
+    blocks = [
+        returns[rng.integers(count, size=(100, count))].mean(1) for _ in range(RESAMPLES // 100)
+    ]  # blocks: 10,000 x n may not fit
     low, high = np.percentile(np.concatenate(blocks), [2.5, 97.5])
     mean, std = float(returns.mean()), float(returns.std(ddof=1)) if count > 1 else None
     scored = game in SCORES
@@ -143,13 +149,19 @@ def summarise(game: str, returns: np.ndarray, seed: int) -> dict[str, Any]:
         "min": float(returns.min()),
         "max": float(returns.max()),
         "human_normalised": human_normalised(game, mean) if scored else None,
-        "human_normalised_interval_95": [human_normalised(game, float(low)), human_normalised(game, float(high))] if scored else None,
+        "human_normalised_interval_95": [human_normalised(game, float(low)), human_normalised(game, float(high))]
+        if scored
+        else None,
     }
 
 
 def print_table(result: dict[str, Any], console: Console) -> None:
     policy = "random policy" if result["policy"] == "random" else f"agent at step {result['step']:,}"
-    table = Table(title=f"{result['game']}: {policy}, {len(result['episode_returns'])} episodes", show_header=False, title_justify="left")
+    table = Table(
+        title=f"{result['game']}: {policy}, {len(result['episode_returns'])} episodes",
+        show_header=False,
+        title_justify="left",
+    )
     returns = result["return"]
     low, high = returns["mean_interval_95"]
     table.add_row("mean return", f"{returns['mean']:.2f}  [{low:.2f}, {high:.2f}] 95 % bootstrap interval")
@@ -209,11 +221,19 @@ def _play(config: EvaluateConfig, run: TrainConfig, device: torch.device) -> tup
                 num_episodes,
                 rule=rules.episodes_from,
                 count_last_reward=rules.count_last_reward,
-                on_finish=lambda done: progress.update(len(done), {"episode_return": float(np.mean([e.game_return for e in done]))}),
+                on_finish=lambda done: progress.update(
+                    len(done), {"episode_return": float(np.mean([e.game_return for e in done]))}
+                ),
             )
     finally:
         env.close()
-    resolved = {"episodes": num_episodes, "num_envs": num_envs, "device": str(device), "env_seed": seed, "env_backend": env.backend}
+    resolved = {
+        "episodes": num_episodes,
+        "num_envs": num_envs,
+        "device": str(device),
+        "env_seed": seed,
+        "env_backend": env.backend,
+    }
     result = {
         "game": run.game,
         "protocol": run.protocol,
@@ -229,7 +249,9 @@ def _play(config: EvaluateConfig, run: TrainConfig, device: torch.device) -> tup
     return result, recorder
 
 
-def _policy(config: EvaluateConfig, run: TrainConfig, env: VectorEnv, device: torch.device, seed: int) -> tuple[Policy, int | None]:
+def _policy(
+    config: EvaluateConfig, run: TrainConfig, env: VectorEnv, device: torch.device, seed: int
+) -> tuple[Policy, int | None]:
     """The policy to score, and the step of its checkpoint (None for the random policy)."""
     if config.policy == "random":
         return RandomPolicy(env.num_actions, np.random.default_rng(seed)), None
@@ -242,5 +264,7 @@ def _policy(config: EvaluateConfig, run: TrainConfig, env: VectorEnv, device: to
         except RuntimeError as error:
             reason = str(error).splitlines()[1].strip()
             raise UserError(f"The checkpoint of {config.run} must fit its config.json, but {name}: {reason}") from None
-    inference = InferenceModel(world_model, torch.float32)  # one frame an environment is little work, and scores are then the same everywhere
+    inference = InferenceModel(
+        world_model, torch.float32
+    )  # one frame an environment is little work, and scores are then the same everywhere
     return Player(inference, agent, run.acting, env.num_envs), checkpoint.step

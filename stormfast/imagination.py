@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from stormfast.agent import Agent
-from stormfast.batch import Batch, Rollout
 from stormfast.config import ImaginationConfig
+from stormfast.records import Batch, Rollout
 from stormfast.world_model.heads import upcast
 from stormfast.world_model.inference import InferenceModel, copy_over, inference_copy, pairs
 from stormfast.world_model.transformer import KVCache
@@ -17,11 +17,20 @@ from stormfast.world_model.transformer import KVCache
 class Imagination:
     """Rolls the policy out inside the world model. Owns the K/V cache, made once, and a copy of the actor for inference."""
 
-    def __init__(self, inference: InferenceModel, agent: Agent, config: ImaginationConfig, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        inference: InferenceModel,
+        agent: Agent,
+        config: ImaginationConfig,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
         self.world_model, self.agent, self.config = inference.model, agent, config
         self.actor = inference_copy(agent.actor, dtype)
         self.actor_pairs = pairs(self.actor, agent.actor)
-        self.cache: KVCache = self.world_model.sequence.new_cache(config.batch_size, config.context + config.horizon, dtype, device)
+        self.cache: KVCache = self.world_model.sequence.new_cache(
+            config.batch_size, config.context + config.horizon, dtype, device
+        )
 
     @torch.no_grad()
     def __call__(self, context: Batch) -> Rollout:
@@ -29,33 +38,41 @@ class Imagination:
         model = self.world_model
         batch, horizon, device = self.config.batch_size, self.config.horizon, context.action.device
         copy_over(self.actor_pairs)
-        uniform = torch.rand(self.config.context + horizon + 1, batch, model.config.categoricals, device=device)  # every latent's draw, in one launch
+        uniform = torch.rand(
+            self.config.context + horizon + 1, batch, model.config.categoricals, device=device
+        )  # every latent's draw, in one launch
         action_uniform = torch.rand(horizon, batch, device=device)
         latent = self.observe(context.obs, uniform[: self.config.context].transpose(0, 1))
-        latent, hidden = self.begin(context, latent, uniform[self.config.context])
+        latent, hidden = self.prefill(context, latent, uniform[self.config.context])
         states, actions, log_probs, hiddens = [self.agent.state(latent, hidden)], [], [], []
         for t in range(horizon):
             self.cache.reserve(model.sequence.tokens.per_step)
-            latent, hidden, action, log_prob = self.step(states[-1], latent, action_uniform[t], uniform[self.config.context + 1 + t])
+            latent, hidden, action, log_prob = self.step(
+                states[-1], latent, action_uniform[t], uniform[self.config.context + 1 + t]
+            )
             states.append(self.agent.state(latent, hidden))
             actions.append(action)
             log_probs.append(log_prob)
             hiddens.append(hidden)
-        reward, cont = self.judge(torch.stack(hiddens, 1))  # once, after the rollout: neither feeds back into it
+        reward, continuation = self.predict_reward_and_continuation(
+            torch.stack(hiddens, 1)
+        )  # once, after the rollout: neither feeds back into it
         return Rollout(
             state=torch.stack(states, 1),
             action=torch.stack(actions, 1),
             log_prob=torch.stack(log_probs, 1),
             reward=reward,
-            cont=cont,
-            start=self.start(context),
+            continuation=continuation,
+            alive=self.alive_at_start(context),
         )
 
     def observe(self, obs: Tensor, uniform: Tensor) -> Tensor:
         """Sampled latents [B, C, S*K] of frames [B, C, 3, 64, 64]; uniform [B, C, S]."""
         return self.world_model.sample(self.world_model.encode(obs), uniform)
 
-    def step(self, state: Tensor, latent: Tensor, action_uniform: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def step(
+        self, state: Tensor, latent: Tensor, action_uniform: Tensor, uniform: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The actor acts and the world model answers: the next latent and hidden state, the action and its log-probability.
 
         Args: state: [B, F] of latent [B, S*K] and its hidden state. action_uniform: [B]. uniform: [B, S].
@@ -66,7 +83,7 @@ class Imagination:
         latent = self.world_model.sample(self.world_model.prior(hidden), uniform)
         return latent, hidden, action, log_policy.gather(-1, action[:, None]).squeeze(-1)
 
-    def begin(self, context: Batch, latent: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    def prefill(self, context: Batch, latent: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
         """First latent [B, S*K] and hidden state [B, D] of each rollout; fills the cache with what lies before.
 
         "posterior" is what the player sees at the last context frame: that frame's latent and the hidden state of its past, zeros
@@ -75,24 +92,26 @@ class Imagination:
         Args: latent: [B, C, S*K] of the context frames. uniform: [B, S].
         """
         model, cache = self.world_model, self.cache
-        is_first = context.is_first if model.mark_resets else None
+        is_first = context.is_first if model.config.separate_episodes else None
         if self.config.start == "prior":
             hidden = model.sequence.prefill(latent, context.action, is_first, cache)
             return model.sample(model.prior(hidden), uniform), hidden
-        hidden = model.sequence.prefill(latent[:, :-1], context.action[:, :-1], None if is_first is None else is_first[:, :-1], cache)
+        hidden = model.sequence.prefill(
+            latent[:, :-1], context.action[:, :-1], None if is_first is None else is_first[:, :-1], cache
+        )
         if is_first is not None:
             hidden = hidden * ~is_first[:, -1:]
             cache.begin_anew(is_first[:, -1])
         return latent[:, -1].contiguous(), hidden  # laid out as later ones are: one compiled step serves all
 
-    def judge(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    def predict_reward_and_continuation(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Reward and chance to go on of imagined steps: hidden [B, H, D] -> two of [B, H]."""
         model = self.world_model
         logit = upcast(model.termination(hidden).squeeze(-1))
-        cont = (logit <= 0).to(logit.dtype) if self.config.continuation == "threshold" else (-logit).sigmoid()
-        return model.two_hot.decode(model.reward(hidden)), cont
+        continuation = (logit <= 0).to(logit.dtype) if self.config.continuation == "threshold" else (-logit).sigmoid()
+        return model.two_hot.decode(model.reward(hidden)), continuation
 
-    def start(self, context: Batch) -> Tensor:
+    def alive_at_start(self, context: Batch) -> Tensor:
         """0 where nothing follows the first state: it is the last of its episode, or lies beyond it; else 1. [B] float."""
         last = context.is_last[:, -1]
         if self.config.start == "prior":

@@ -10,18 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stormfast import ranges
+from stormfast import annotate
 from stormfast.agent import Agent
-from stormfast.batch import Batch, Rollout
 from stormfast.config import TrainConfig
 from stormfast.imagination import Imagination
+from stormfast.records import Batch, Rollout
 from stormfast.world_model import WorldModel
 from stormfast.world_model.inference import InferenceModel, autocast
 
 
 def build_models(config: TrainConfig, num_actions: int, device: torch.device) -> tuple[WorldModel, Agent]:
     """Freshly initialised world model and agent on the device, in evaluation mode."""
-    world_model = WorldModel(config.world_model, num_actions, mark_resets=config.replay.mark_resets)
+    world_model = WorldModel(config.world_model, num_actions)
     agent = Agent(config.agent, config.world_model, num_actions)
     return world_model.to(device).eval(), agent.to(device).eval()
 
@@ -34,10 +34,18 @@ class Learner:
         self.world_model, self.agent = build_models(config, num_actions, device)
         self.inference = InferenceModel(self.world_model, precision)
         self.imagination = Imagination(self.inference, self.agent, config.imagination, precision, device)
-        self.trained: dict[str, list[nn.Parameter]] = {"world_model": [*self.world_model.parameters()], "agent": self.agent.trained_parameters()}
-        settings: dict[str, Any] = {"fused": True, "capturable": device.type == "cuda"}  # capturable: no step waits for the device
+        self.trained: dict[str, list[nn.Parameter]] = {
+            "world_model": [*self.world_model.parameters()],
+            "agent": self.agent.trained_parameters(),
+        }
+        settings: dict[str, Any] = {
+            "fused": True,
+            "capturable": device.type == "cuda",
+        }  # capturable: no step waits for the device
         self.optimizers = {
-            "world_model": torch.optim.Adam(self.trained["world_model"], lr=config.world_model.learning_rate, **settings),
+            "world_model": torch.optim.Adam(
+                self.trained["world_model"], lr=config.world_model.learning_rate, **settings
+            ),
             "agent": torch.optim.Adam(self.trained["agent"], lr=config.agent.learning_rate, eps=1e-5, **settings),
         }
 
@@ -56,9 +64,9 @@ class Learner:
 
     def update_agent(self, context: Batch) -> dict[str, Tensor]:
         """Imagines from replayed contexts [B, C] and takes agent.minibatches optimiser steps. Returns the mean of their terms."""
-        with ranges.phase("imagination"), self.autocast():
+        with annotate.phase("imagination"), self.autocast():
             rollout = self.imagination(context)
-        with ranges.phase("agent"):
+        with annotate.phase("agent"):
             steps = [self.update_agent_on(part) for part in minibatches(rollout, self.config.agent.minibatches)]
         return {name: torch.stack([step[name] for step in steps]).mean() for name in steps[0]}
 
@@ -80,7 +88,9 @@ class Learner:
         optimizer: Any = self.optimizers[name]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        norm = nn.utils.get_total_norm([weight.grad for weight in self.trained[name] if weight.grad is not None], foreach=True)
+        norm = nn.utils.get_total_norm(
+            [weight.grad for weight in self.trained[name] if weight.grad is not None], foreach=True
+        )
         optimizer.grad_scale = ((norm + 1e-6) / clip_norm).clamp(min=1).float()  # 1e-6, as clip_grad_norm_ has it
         optimizer.found_inf = (~norm.isfinite()).float()
         optimizer.step()

@@ -21,8 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stormfast.batch import OBS_SHAPE, Batch, Transition
 from stormfast.demonstration import Demonstration
+from stormfast.device import to_device_packed
+from stormfast.records import OBS_SHAPE, Batch, Transition
 
 FLAGS = ("terminated", "truncated", "life_lost", "is_first", "is_last")
 # field: (dtype in the store, dtype in a Transition, shape of one row)
@@ -63,11 +64,15 @@ class Replay:
         demonstration_share: float = 0.0,
     ) -> None:
         if num_streams < 1 or capacity < num_streams:
-            raise ValueError(f"replay needs at least one row a stream, got capacity {capacity} for {num_streams} streams")
+            raise ValueError(
+                f"replay needs at least one row a stream, got capacity {capacity} for {num_streams} streams"
+            )
         if not recency >= 1:
             raise ValueError(f"recency must be >= 1, got {recency}")
         if not 0 <= demonstration_share <= 1 or (demonstration_share > 0 and demonstration is None):
-            raise ValueError(f"demonstration_share must be in [0, 1] and needs a demonstration, got {demonstration_share}")
+            raise ValueError(
+                f"demonstration_share must be in [0, 1] and needs a demonstration, got {demonstration_share}"
+            )
         self.num_streams = num_streams
         self.rows_per_stream = capacity // num_streams
         self.device = torch.device(device)
@@ -156,9 +161,13 @@ class Replay:
         if batch_size < 1 or length < 1:
             raise ValueError(f"a batch needs at least one window of one row, got {batch_size} windows of {length}")
         if num_own and int(self.lengths.max()) < length:
-            raise ValueError(f"no stream of replay holds a window of {length} rows yet, the longest has {int(self.lengths.max())}; append more first")
+            raise ValueError(
+                f"no stream of replay holds a window of {length} rows yet, the longest has {int(self.lengths.max())}; append more first"
+            )
         if num_demonstration and self._num_demonstration < length:
-            raise ValueError(f"the demonstration must hold a window of {length} rows, got {self._num_demonstration} rows")
+            raise ValueError(
+                f"the demonstration must hold a window of {length} rows, got {self._num_demonstration} rows"
+            )
         uniform = torch.rand(2, batch_size, dtype=torch.float64, device=self.device, generator=generator)
         own = draw_windows(uniform[:, :num_own], self._oldest, self._length, self.rows_per_stream, length, self.recency)
         if num_demonstration == 0:
@@ -208,10 +217,15 @@ class Replay:
 
     def _check_stored(self, first: np.ndarray, last: np.ndarray) -> None:
         if (first < self._written - self.lengths).any() or (last > self._written).any() or (first > last).any():
-            raise ValueError(f"rows {first} to {last} are not all stored; replay has {self._written - self.lengths} to {self._written}")
+            raise ValueError(
+                f"rows {first} to {last} are not all stored; replay has {self._written - self.lengths} to {self._written}"
+            )
 
     def _slots(self, first: np.ndarray, last: np.ndarray) -> np.ndarray:
-        ranges = [n * self.rows_per_stream + np.arange(a, b) % self.rows_per_stream for n, (a, b) in enumerate(zip(first, last, strict=True))]
+        ranges = [
+            n * self.rows_per_stream + np.arange(a, b) % self.rows_per_stream
+            for n, (a, b) in enumerate(zip(first, last, strict=True))
+        ]
         return np.concatenate(ranges)
 
 
@@ -240,31 +254,14 @@ def draw_windows(uniform: Tensor, oldest: Tensor, stored: Tensor, ring: int, len
     """
     num_windows = (stored - (length - 1)).clamp(min=0)  # [N]
     ends = num_windows.cumsum(0)
-    stream = torch.searchsorted(ends, (uniform[0] * ends[-1]).long(), right=True)  # [B]; a ring without windows is never chosen
+    stream = torch.searchsorted(
+        ends, (uniform[0] * ends[-1]).long(), right=True
+    )  # [B]; a ring without windows is never chosen
     newest = num_windows[stream] - 1
     age = torch.minimum((uniform[1] ** recency * (newest + 1)).long(), newest)  # min: a pow may round up to 1
     position = oldest[stream] + newest - age  # [B] the first row, counted from slot 0 and perhaps past the ring's end
     steps = torch.arange(length, device=uniform.device)
     return stream[:, None] * ring + (position[:, None] + steps) % ring
-
-
-def to_device_packed(arrays: list[np.ndarray], device: torch.device) -> list[Tensor]:
-    """Copies arrays to the device in one transfer; on CUDA from pinned memory, so without waiting for the device.
-
-    Args:
-        arrays: any dtypes and shapes, each itemsize dividing all earlier ones' bytes (widest first does).
-    """
-    buffer = torch.empty(sum(array.nbytes for array in arrays), dtype=torch.uint8, pin_memory=device.type == "cuda")
-    host, offset = buffer.numpy(), 0
-    for array in arrays:
-        host[offset : offset + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        offset += array.nbytes
-    packed, offset, tensors = buffer.to(device, non_blocking=True), 0, []
-    for array in arrays:
-        dtype = torch.from_numpy(np.empty(0, array.dtype)).dtype
-        tensors.append(packed[offset : offset + array.nbytes].view(dtype).view(array.shape))
-        offset += array.nbytes
-    return tensors
 
 
 def _check_transition(transition: Transition, num_streams: int) -> None:

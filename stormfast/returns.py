@@ -9,14 +9,16 @@ import torch
 from torch import Tensor, nn
 
 
-def lambda_return(reward: Tensor, cont: Tensor, value: Tensor, lam: float, bootstrap: Literal["next", "current"] = "next") -> Tensor:
+def lambda_return(
+    reward: Tensor, discount: Tensor, value: Tensor, lam: float, bootstrap: Literal["next", "current"] = "next"
+) -> Tensor:
     """Lambda-returns of imagined rollouts, by one backward scan.
 
-    G[t] = reward[t] + cont[t] * ((1 - lam) * value[t+1] + lam * G[t+1]),   G[H] = value[H]
+    G[t] = reward[t] + discount[t] * ((1 - lam) * value[t+1] + lam * G[t+1]),   G[H] = value[H]
 
     Args:
         reward: [B, H], game score of action t (not symlog).
-        cont: [B, H] in [0, 1], gamma * P(episode goes on).
+        discount: [B, H] in [0, 1], gamma * P(episode goes on).
         value: [B, H+1], critic at states 0..H.
         lam: in [0, 1]; 0 is one-step TD, 1 is Monte Carlo.
         bootstrap: "next" as above; "current" mixes in value[t] instead of value[t+1], as the original's code does.
@@ -25,13 +27,13 @@ def lambda_return(reward: Tensor, cont: Tensor, value: Tensor, lam: float, boots
     Source: STORM, arXiv 2310.09615, eq. (7); upstream's calc_lambda_return differs from it in the bootstrap.
     """
     batch, horizon = reward.shape
-    if cont.shape != reward.shape or value.shape != (batch, horizon + 1):
+    if discount.shape != reward.shape or value.shape != (batch, horizon + 1):
         raise ValueError(
-            f"reward [B, H], cont [B, H] and value [B, H+1] must fit, got {tuple(reward.shape)}, {tuple(cont.shape)}, {tuple(value.shape)}"
+            f"reward [B, H], discount [B, H] and value [B, H+1] must fit, got {tuple(reward.shape)}, {tuple(discount.shape)}, {tuple(value.shape)}"
         )
     mixed_in = value[:, 1:] if bootstrap == "next" else value[:, :-1]
-    base = reward + cont * (1 - lam) * mixed_in
-    carry = cont * lam
+    base = reward + discount * (1 - lam) * mixed_in
+    carry = discount * lam
     following, returns = value[:, -1], []
     for t in reversed(range(horizon)):
         following = base[:, t] + carry[:, t] * following

@@ -9,42 +9,50 @@ import signal
 from pathlib import Path
 from types import FrameType
 
-from stormfast import ranges
-from stormfast.compile import compiler_failed, resolve_mode
+from stormfast import annotate
+from stormfast.compile import is_compiler_error
 from stormfast.config import TrainConfig
 from stormfast.device import out_of_memory
 from stormfast.errors import UserError
-from stormfast.progress import Progress, tell
-from stormfast.run import Run, build
-from stormfast_kernels import report
+from stormfast.plan import Plan
+from stormfast.runs.progress import Progress, log_line
+from stormfast.runs.run import Run, build
 
 
-def train(config: TrainConfig, run_dir: Path) -> int:
+def train(config: TrainConfig, run_dir: Path, decided: Plan | None = None) -> int:
     """Trains until config.steps, saving as it goes. Returns the exit status: 0, or 128 + the signal that stopped it."""
-    ranges.from_environment()  # what is wrong with it is told before a run is made
+    annotate.from_environment()  # what is wrong with it is told before a run is made
     with StopSignal() as stop:
         try:
-            with build(config, run_dir) as run:
+            with build(config, run_dir, decided) as run:
                 learn(run, stop)
         except (MemoryError, RuntimeError) as error:
-            if compiler_failed(error):
+            if is_compiler_error(error):
                 reason = " ".join(str(error).split()).partition(" Set TORCHDYNAMO_VERBOSE")[0][:300]
-                raise UserError(f"--compile {config.compile} needs a compiler, but torch.compile failed: {reason}; give --compile off") from None
+                raise UserError(
+                    f"--compile {config.compile} needs a compiler, but torch.compile failed: {reason}; give --compile off"
+                ) from None
             if not out_of_memory(error):
                 raise
-            raise UserError("This run does not fit in memory; take a smaller preset, batch or --replay.capacity, or another --device.") from None
+            raise UserError(
+                "This run does not fit in memory; take a smaller preset, batch or --replay.capacity, or another --device."
+            ) from None
     stopped = f"stopped by {stop.name} at" if stop.caught else "finished at"
-    advice = f"go on with `stormfast train --run-dir {run_dir} --resume`" if stop.caught else f"score it with `stormfast evaluate {run_dir}`"
-    tell(f"{stopped} step {run.step}, saved in {run_dir}; {advice}")
+    advice = (
+        f"go on with `stormfast train --run-dir {run_dir} --resume`"
+        if stop.caught
+        else f"score it with `stormfast evaluate {run_dir}`"
+    )
+    log_line(f"{stopped} step {run.step}, saved in {run_dir}; {advice}")
     return 128 + stop.caught if stop.caught else 0
 
 
 def learn(run: Run, stop: "StopSignal") -> None:
     """Steps and updates until the run has its steps or is told to stop; the last state is saved."""
     config = run.config
-    tell(describe(run))
+    log_line(describe(run))
     if run.step >= config.steps:
-        tell(f"nothing to do: the run is at step {run.step} and --steps is {config.steps}; give more to go on")
+        log_line(f"nothing to do: the run is at step {run.step} and --steps is {config.steps}; give more to go on")
     with Progress(config.steps, run.step, config.game) as progress:
         while run.step < config.steps and not stop.caught:
             progress.update(run.step, advance(run))
@@ -53,15 +61,12 @@ def learn(run: Run, stop: "StopSignal") -> None:
 
 
 def describe(run: Run) -> str:
-    """What will run where, for the first log line."""
-    config, learner = run.config, run.learner
-    backend = run.collector.env.backend
-    precision = str(learner.precision).removeprefix("torch.")
+    """What will run, for the first log line; the plan says on what."""
+    config = run.config
     start = f"step {run.step} of {config.steps}" if run.step else f"{config.steps} steps"
-    mode = f"{learner.device} {precision}, compile {resolve_mode(config.compile, learner.device)}"
     return (
-        f"{config.game}: {start}, preset {config.preset}, protocol {config.protocol}, seed {config.seed}, {config.num_envs} x {backend}, "
-        f"{mode}, {report(learner.device)}; run directory {run.run_dir}"
+        f"{config.game}: {start}, protocol {config.protocol}, seed {config.seed}, {config.num_envs} environments; "
+        f"plan: {run.plan}; run directory {run.run_dir}"
     )
 
 
@@ -72,32 +77,32 @@ def advance(run: Run) -> dict[str, float] | None:
     update sees the rows of all steps but the one under way, which the original, waiting for it, includes; results do not depend on timing.
     """
     config, before = run.config, run.step
-    with ranges.phase("act"):
+    with annotate.phase("act"):
         action = run.collector.act(at_random=before < config.acting.random_steps)  # the one host sync
     run.step += run.collector.num_acting
     updates = due(before, run.step, config.world_model.updates_per_step, config.acting.random_steps)
     for _ in range(updates):
-        run.metrics.add(run.phases.update_world_model())
+        run.metrics.add(run.updates.update_world_model())
     for _ in range(due(before, run.step, config.agent.updates_per_step, config.acting.random_steps)):
-        run.metrics.add(run.phases.update_agent())
+        run.metrics.add(run.updates.update_agent())
     if updates:
-        with ranges.phase("refresh"):
+        with annotate.phase("refresh"):
             run.collector.player.refresh()
-    with ranges.phase("env"):
+    with annotate.phase("env"):
         row = run.collector.step(action)
-    with ranges.phase("append"):
+    with annotate.phase("append"):
         run.replay.append(row)  # a copy to the device
     if crossed(before, run.step, config.logging.save_every):
         return save(run)
     if crossed(before, run.step, config.logging.every):
-        with ranges.phase("log"):
+        with annotate.phase("log"):
             return write_metrics(run)
     return None
 
 
 def save(run: Run) -> dict[str, float] | None:
     """Saves the run, having read its metrics first: what diverged never replaces a checkpoint, and a resume loses none."""
-    with ranges.phase("save"):
+    with annotate.phase("save"):
         values = None if run.step == run.logged_at else write_metrics(run)
         run.save()
     return values
@@ -110,7 +115,11 @@ def write_metrics(run: Run) -> dict[str, float]:
     try:
         values = run.metrics.flush(run.step)
     except FloatingPointError as error:
-        kept = f"the checkpoint of step {run.saved_at} in {run.run_dir} is intact" if run.saved_at >= 0 else "nothing was saved yet"
+        kept = (
+            f"the checkpoint of step {run.saved_at} in {run.run_dir} is intact"
+            if run.saved_at >= 0
+            else "nothing was saved yet"
+        )
         raise UserError(f"{error}; {kept}. Start a new run with a smaller learning rate, or another seed.") from None
     run.log.write(run.step, values)
     run.logged_at = run.step

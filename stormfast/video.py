@@ -15,8 +15,14 @@ def check_video_path(path: Path) -> None:
     if path.suffix != ".mp4":
         raise UserError(f"A video must be an .mp4 file, got '{path}'")
     if not path.parent.is_dir():
-        raise UserError(f"A video must go into a directory that exists, but {path.parent} does not; make it, or choose another")
-    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK) or not os.access(path.parent, os.W_OK):
+        raise UserError(
+            f"A video must go into a directory that exists, but {path.parent} does not; make it, or choose another"
+        )
+    if (
+        path.is_dir()
+        or not os.access(path if path.exists() else path.parent, os.W_OK)
+        or not os.access(path.parent, os.W_OK)
+    ):
         raise UserError(f"{path} cannot be written; choose another place for the video")
 
 
@@ -40,9 +46,13 @@ def write_mp4(path: Path, frames: np.ndarray, fps: int = 15, scale: int = 4) -> 
     try:
         writer = cv2.VideoWriter(str(temporary), cv2.VideoWriter.fourcc(*CODEC), fps, (width, height))
         if not writer.isOpened():
-            raise UserError(f"OpenCV {cv2.__version__} cannot write {path}: it opens no {CODEC} encoder of {width}x{height} pixels here")
+            raise UserError(
+                f"OpenCV {cv2.__version__} cannot write {path}: it opens no {CODEC} encoder of {width}x{height} pixels here"
+            )
         for frame in frames:
-            writer.write(cv2.cvtColor(cv2.resize(frame, (width, height), interpolation=cv2.INTER_NEAREST), cv2.COLOR_RGB2BGR))
+            writer.write(
+                cv2.cvtColor(cv2.resize(frame, (width, height), interpolation=cv2.INTER_NEAREST), cv2.COLOR_RGB2BGR)
+            )
         writer.release()
         os.replace(temporary, path)
     except OSError as error:

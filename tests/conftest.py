@@ -13,7 +13,9 @@ ROOT = Path(__file__).parents[1]
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # triton reads it once, when it is imported
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what it runs in the background; what is tested here must get it
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # as a shell starts what it runs in the background; what is tested here must get it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

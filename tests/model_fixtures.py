@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from stormfast.batch import Batch
-from stormfast.config import TrainConfig, override, preset_config
+from stormfast.config import TrainConfig, preset_config
 from stormfast.learner import Learner
+from stormfast.records import Batch
+from stormfast.schema import override
 
 NUM_ACTIONS = 4
 
@@ -40,10 +41,17 @@ def tiny_config(protocol: str = "standard", values: dict[str, Any] | None = None
     return override(preset_config("tiny", protocol), SIZES | (values or {}))
 
 
-def tiny_learner(protocol: str = "standard", values: dict[str, Any] | None = None, seed: int = 0, precision: torch.dtype | None = None) -> Learner:
+def tiny_learner(
+    protocol: str = "standard",
+    values: dict[str, Any] | None = None,
+    seed: int = 0,
+    precision: torch.dtype | None = None,
+) -> Learner:
     """Models with every weight drawn anew, zero-initialised heads and unit norms included, so that nothing is hidden by a special value."""
     torch.manual_seed(seed)
-    learner = Learner(tiny_config(protocol, values), NUM_ACTIONS, torch.device("cpu"), precision or torch.get_default_dtype())
+    learner = Learner(
+        tiny_config(protocol, values), NUM_ACTIONS, torch.device("cpu"), precision or torch.get_default_dtype()
+    )
     for module in (learner.world_model, learner.agent):
         randomize(module)
     learner.inference.refresh()
@@ -64,13 +72,18 @@ def randomize(module: torch.nn.Module) -> None:
 def make_batch(batch: int = 4, length: int = 7, *, resets: bool = True, seed: int = 0) -> Batch:
     """Random windows; with resets, most hold an end of an episode, flagged as replay would flag it."""
     g = torch.Generator().manual_seed(seed)
-    flags = {name: torch.zeros(batch, length, dtype=torch.bool) for name in ("terminated", "truncated", "is_first", "is_last")}
+    flags = {
+        name: torch.zeros(batch, length, dtype=torch.bool)
+        for name in ("terminated", "truncated", "is_first", "is_last")
+    }
     action = torch.randint(NUM_ACTIONS, (batch, length), generator=g)
     reward = 3 * torch.randn(batch, length, generator=g)
     life_lost = torch.rand(batch, length, generator=g) < 0.2
     if resets:
         for b in range(batch):
-            at = int(torch.randint(-1, length, (), generator=g))  # the row of the last observation; -1: the window begins an episode
+            at = int(
+                torch.randint(-1, length, (), generator=g)
+            )  # the row of the last observation; -1: the window begins an episode
             end = "terminated" if b % 2 == 0 else "truncated"
             if at >= 1:
                 flags[end][b, at - 1] = True
@@ -82,7 +95,9 @@ def make_batch(batch: int = 4, length: int = 7, *, resets: bool = True, seed: in
     return Batch(obs, action, reward, life_lost=life_lost, **flags)
 
 
-def one_hot_latent(*lead: int, categoricals: int = 3, classes: int = 5, generator: torch.Generator | None = None) -> Tensor:
+def one_hot_latent(
+    *lead: int, categoricals: int = 3, classes: int = 5, generator: torch.Generator | None = None
+) -> Tensor:
     """Random latents [*lead, S*K]."""
     index = torch.randint(classes, (*lead, categoricals), generator=generator)
     return torch.nn.functional.one_hot(index, classes).to(torch.get_default_dtype()).flatten(-2)
@@ -101,7 +116,9 @@ def double_precision() -> Iterator[None]:
 class NoSync(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         aten = torch.ops.aten
-        assert func.overloadpacket not in (aten._local_scalar_dense, aten.nonzero, aten.equal, aten.masked_select), f"{func} waits for the device"
+        assert func.overloadpacket not in (aten._local_scalar_dense, aten.nonzero, aten.equal, aten.masked_select), (
+            f"{func} waits for the device"
+        )
         return func(*args, **(kwargs or {}))
 
 

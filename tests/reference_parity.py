@@ -22,10 +22,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 
 from stormfast.agent import Agent  # noqa: E402
-from stormfast.batch import Batch, Rollout  # noqa: E402
-from stormfast.config import TrainConfig, override, preset_config  # noqa: E402
+from stormfast.config import TrainConfig, preset_config  # noqa: E402
 from stormfast.learner import Learner  # noqa: E402
+from stormfast.records import Batch, Rollout  # noqa: E402
 from stormfast.returns import percentiles  # noqa: E402
+from stormfast.schema import override  # noqa: E402
 from stormfast.world_model import WorldModel  # noqa: E402
 from stormfast.world_model.encoder import normalize_frames  # noqa: E402
 from stormfast.world_model.heads import TwoHot, symexp, symlog  # noqa: E402
@@ -112,9 +113,15 @@ def fill_parameters(module: nn.Module, names_and_shapes: list[list[Any]], seed: 
         else:
             value = 0.1 * value + (1.0 if name.endswith("weight") else 0.0)
         state[our_name(name)] = torch.from_numpy(np.asarray(value))
-    ours = {name for name in module.state_dict() if not name.endswith("num_batches_tracked") and not name.startswith("return_scale")}
+    ours = {
+        name
+        for name in module.state_dict()
+        if not name.endswith("num_batches_tracked") and not name.startswith("return_scale")
+    }
     if ours != set(state):
-        raise KeyError(f"parameters differ: only ours {sorted(ours - set(state))}, only the file's {sorted(set(state) - ours)}")
+        raise KeyError(
+            f"parameters differ: only ours {sorted(ours - set(state))}, only the file's {sorted(set(state) - ours)}"
+        )
     module.load_state_dict(state, strict=False)
 
 
@@ -141,7 +148,9 @@ class Comparison:
             self.check_summary(name, ours, theirs)
         elif isinstance(theirs, dict):
             if set(ours) != set(theirs):
-                raise KeyError(f"{name}: only ours {sorted(set(ours) - set(theirs))}, only the file's {sorted(set(theirs) - set(ours))}")
+                raise KeyError(
+                    f"{name}: only ours {sorted(set(ours) - set(theirs))}, only the file's {sorted(set(theirs) - set(ours))}"
+                )
             for key in theirs:
                 self.check(f"{name}.{key}", ours[key], theirs[key])
         else:
@@ -159,9 +168,13 @@ class Comparison:
             return
         typical = theirs["l2"] / np.sqrt(theirs["size"])
         self.errors[f"{name}.l2"] = worst(abs(np.linalg.norm(flat) - theirs["l2"]) / max(theirs["l2"], 1e-12))
-        self.errors[f"{name}.sum"] = worst(abs(flat.sum() - theirs["sum"]) / max(abs(theirs["sum"]), theirs["l2"], 1e-12))
+        self.errors[f"{name}.sum"] = worst(
+            abs(flat.sum() - theirs["sum"]) / max(abs(theirs["sum"]), theirs["l2"], 1e-12)
+        )
         values = np.asarray(theirs["values"])
-        self.errors[f"{name}.values"] = worst(np.abs(flat[theirs["at"]] - values) / np.maximum(np.abs(values), max(typical, 1e-12)))
+        self.errors[f"{name}.values"] = worst(
+            np.abs(flat[theirs["at"]] - values) / np.maximum(np.abs(values), max(typical, 1e-12))
+        )
 
 
 def worst(error: np.ndarray | float) -> float:
@@ -174,7 +187,9 @@ def parameter_figures(names: Iterator[str], module: nn.Module, figure: Any) -> d
     return {name: figure(parameters[our_name(name)].detach(), our_name(name)).item() for name in names}
 
 
-def compare_world_model(figures: dict[str, Any], learner: Learner, batch: Batch, check: Comparison) -> tuple[Tensor, Tensor]:
+def compare_world_model(
+    figures: dict[str, Any], learner: Learner, batch: Batch, check: Comparison
+) -> tuple[Tensor, Tensor]:
     """Train-mode figures, then eval-mode ones, then the Adam step. Returns eval-mode (latent, hidden)."""
     model, recorded = learner.world_model, figures["train_mode"]
     embedding: list[Tensor] = []
@@ -182,7 +197,7 @@ def compare_world_model(figures: dict[str, Any], learner: Learner, batch: Batch,
     frames = normalize_frames(batch.obs)
     model.train()
     prediction = model.predict(frames, batch, None)
-    losses = world_model_loss(prediction, frames, batch, model.two_hot, model.config, mark_resets=model.mark_resets)
+    losses = world_model_loss(prediction, frames, batch, model.two_hot, model.config)
     check_prediction("train_mode", embedding[-1], prediction, model, recorded, check)
     check.check("train_mode.losses", {name: value.item() for name, value in losses.items()}, recorded["losses"])
 
@@ -202,11 +217,17 @@ def compare_world_model(figures: dict[str, Any], learner: Learner, batch: Batch,
     )
     check.check("train_mode.gradient_l2_total", norm.item(), recorded["gradient_l2_total"])
     moved = recorded["parameter_change_l2_after_adam"]
-    check.check("train_mode.parameter_change_l2_after_adam", parameter_figures(iter(moved), model, lambda p, name: (p - before[name]).norm()), moved)
+    check.check(
+        "train_mode.parameter_change_l2_after_adam",
+        parameter_figures(iter(moved), model, lambda p, name: (p - before[name]).norm()),
+        moved,
+    )
     return latent, hidden
 
 
-def check_prediction(mode: str, embedding: Tensor, prediction: Prediction, model: WorldModel, recorded: dict[str, Any], check: Comparison) -> None:
+def check_prediction(
+    mode: str, embedding: Tensor, prediction: Prediction, model: WorldModel, recorded: dict[str, Any], check: Comparison
+) -> None:
     ours = {
         "embedding": embedding,
         "posterior_logits": prediction.posterior,
@@ -214,9 +235,9 @@ def check_prediction(mode: str, embedding: Tensor, prediction: Prediction, model
         "reconstruction": prediction.reconstruction,
         "hidden": prediction.hidden,
         "prior_logits": prediction.prior,
-        "reward_logits": prediction.reward,
-        "reward_decoded": model.two_hot.decode(prediction.reward),
-        "termination_logits": prediction.termination,
+        "reward_logits": prediction.heads["reward"],
+        "reward_decoded": model.two_hot.decode(prediction.heads["reward"]),
+        "termination_logits": prediction.heads["termination"].squeeze(-1),
     }
     for name in ours.keys() & recorded.keys():
         theirs = recorded[name]
@@ -234,7 +255,12 @@ def unimixed(logits: Tensor, model: WorldModel) -> Tensor:
 
 @torch.no_grad()
 def compare_eval_mode(
-    recorded: dict[str, Any], model: WorldModel, frames: Tensor, batch: Batch, embedding: list[Tensor], check: Comparison
+    recorded: dict[str, Any],
+    model: WorldModel,
+    frames: Tensor,
+    batch: Batch,
+    embedding: list[Tensor],
+    check: Comparison,
 ) -> tuple[Tensor, Tensor]:
     prediction = model.predict(frames, batch, None)
     check_prediction("eval_mode", embedding[-1], prediction, model, recorded, check)
@@ -252,12 +278,21 @@ def compare_eval_mode(
     return latent, prediction.hidden
 
 
-def compare_agent(figures: dict[str, Any], learner: Learner, batch: Batch, latent: Tensor, hidden: Tensor, check: Comparison) -> None:
+def compare_agent(
+    figures: dict[str, Any], learner: Learner, batch: Batch, latent: Tensor, hidden: Tensor, check: Comparison
+) -> None:
     agent, recorded = learner.agent, figures["agent"]
     state = agent.state(latent, hidden)
     state = torch.cat([state, state[:, -1:]], 1)
     ones = torch.ones_like(batch.reward)
-    rollout = Rollout(state, batch.action, log_prob=0 * ones, reward=batch.reward, cont=1 - batch.terminated.to(state.dtype), start=ones[:, 0])
+    rollout = Rollout(
+        state,
+        batch.action,
+        log_prob=0 * ones,
+        reward=batch.reward,
+        continuation=1 - batch.terminated.to(state.dtype),
+        alive=ones[:, 0],
+    )
     check.check("agent.policy_logits", agent.actor(state), recorded["policy_logits"])
     value_logits = agent.critic(state)
     check.check("agent.value_logits", value_logits, recorded["value_logits"])
@@ -272,19 +307,27 @@ def compare_agent(figures: dict[str, Any], learner: Learner, batch: Batch, laten
     gradients: dict[str, Tensor] = {}
     for name, parameter in agent.named_parameters():
         if parameter.requires_grad:
-            parameter.register_post_accumulate_grad_hook(lambda p, name=name: gradients.__setitem__(name, p.grad.clone()))
+            parameter.register_post_accumulate_grad_hook(
+                lambda p, name=name: gradients.__setitem__(name, p.grad.clone())
+            )
     learner.descend("agent", losses["total"], learner.config.agent.clip_norm)
     agent.update_slow_critic()
     check.check(
-        "agent.gradient_l2", parameter_figures(iter(recorded["gradient_l2"]), agent, lambda p, name: gradients[name].norm()), recorded["gradient_l2"]
+        "agent.gradient_l2",
+        parameter_figures(iter(recorded["gradient_l2"]), agent, lambda p, name: gradients[name].norm()),
+        recorded["gradient_l2"],
     )
     moved = recorded["parameter_change_l2_after_adam_and_ema"]
     check.check(
-        "agent.parameter_change_l2_after_adam_and_ema", parameter_figures(iter(moved), agent, lambda p, name: (p - before[name]).norm()), moved
+        "agent.parameter_change_l2_after_adam_and_ema",
+        parameter_figures(iter(moved), agent, lambda p, name: (p - before[name]).norm()),
+        moved,
     )
 
 
-def compare_targets(agent: Agent, rollout: Rollout, value_logits: Tensor, recorded: dict[str, Any], check: Comparison) -> None:
+def compare_targets(
+    agent: Agent, rollout: Rollout, value_logits: Tensor, recorded: dict[str, Any], check: Comparison
+) -> None:
     """Value, returns, percentiles, scale, advantage; the percentile averages are put back to 0 for the loss."""
     targets = agent.targets(rollout, value_logits)
     check.check("agent.value", targets.value, recorded["value"])
@@ -347,13 +390,18 @@ def main(argv: list[str]) -> int:
         print(f"expected a JSON file of recorded figures, got {argv[0]}: {error}", file=sys.stderr)
         return 2
     if missing:
-        print(f"expected a JSON file of recorded figures, but {argv[0]} lacks {', '.join(sorted(missing))}", file=sys.stderr)
+        print(
+            f"expected a JSON file of recorded figures, but {argv[0]} lacks {', '.join(sorted(missing))}",
+            file=sys.stderr,
+        )
         return 2
     errors = compare(figures)
     for name, error in errors.items():
         print(f"{error:9.2e}  {'' if error <= TOLERANCE else 'ABOVE  '}{name}")
     above = [name for name, error in errors.items() if not error <= TOLERANCE]
-    print(f"{len(errors)} quantities, largest relative error {max(errors.values()):.2e}, {len(above)} above {TOLERANCE:g}")
+    print(
+        f"{len(errors)} quantities, largest relative error {max(errors.values()):.2e}, {len(above)} above {TOLERANCE:g}"
+    )
     return 1 if above else 0
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from stormfast.compile import EAGER_CALLS, Captured
+from stormfast.compile import WARMUP_CALLS, GraphedCall
 
 
 class Tape(TorchDispatchMode):
@@ -33,21 +33,23 @@ class Tape(TorchDispatchMode):
                 continue
             output, returns = func(*args, **kwargs), func._schema.returns
             one = len(returns) <= 1
-            for declared, old, new in zip(returns, [recorded] if one else recorded, [output] if one else output, strict=False):
+            for declared, old, new in zip(
+                returns, [recorded] if one else recorded, [output] if one else output, strict=False
+            ):
                 if declared.alias_info is None:
                     for a, b in zip(pytree.tree_leaves(old), pytree.tree_leaves(new), strict=True):
                         if isinstance(a, Tensor) and a.numel() and a.data_ptr() != b.data_ptr():
                             a.detach().copy_(b)
 
 
-class Taped(Captured):
-    """Captured, with a tape for the graph."""
+class Taped(GraphedCall):
+    """GraphedCall, with a tape for the graph."""
 
     def __call__(self, *args: Tensor) -> Any:
         self.calls += 1
-        if self.calls <= EAGER_CALLS:
+        if self.calls <= WARMUP_CALLS:
             return self.function(*args)
-        if self.calls == EAGER_CALLS + 1:
+        if self.calls == WARMUP_CALLS + 1:
             self.inputs = [tensor.clone() for tensor in args]
             with Tape() as self.tape:
                 self.output = self.function(*self.inputs)

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from stormfast.act import Collector, Player
-from stormfast.batch import EnvStep
+from stormfast.collect import Collector
 from stormfast.envs.vector import VectorEnv
+from stormfast.player import Player
+from stormfast.records import EnvStep
 from stormfast.replay import Replay
 from tests.model_fixtures import NUM_ACTIONS, double_precision, no_sync, tiny_learner
 
@@ -37,7 +38,15 @@ class ListPlayer:
         for n in range(N):
             if is_first[n] and self.config.reset_context:
                 self.memory[n] = []
-            actions.append(self.act_alone(n, torch.from_numpy(obs[n : n + 1]), latent_uniform[:, n : n + 1], action_uniform[n : n + 1], is_last[n]))
+            actions.append(
+                self.act_alone(
+                    n,
+                    torch.from_numpy(obs[n : n + 1]),
+                    latent_uniform[:, n : n + 1],
+                    action_uniform[n : n + 1],
+                    is_last[n],
+                )
+            )
         return np.array(actions)
 
     def act_alone(self, n, obs, latent_uniform, action_uniform, is_last):
@@ -94,7 +103,9 @@ def test_the_player_is_the_list_player(latent, reset_context, context):
                 assert torch.equal(ours.latent[n, i], z[0])
                 assert ours.action[n, i] == a
     assert (ours.length == context).any()  # it was full, so that the oldest were dropped
-    assert (min(theirs.hidden_norms[N:]) == 0) == reset_context  # after the first step, only a reset leaves nothing to see
+    assert (
+        min(theirs.hidden_norms[N:]) == 0
+    ) == reset_context  # after the first step, only a reset leaves nothing to see
 
 
 @torch.no_grad()
@@ -171,7 +182,9 @@ def test_state_brings_a_player_back():
         torch.manual_seed(3)
         actions.append([p.act(obs, first & (t == 2)).tolist() for t, obs in enumerate(rest)])
     assert actions[0] == actions[1]
-    assert all(torch.equal(state[name], kept[name]) for name in kept)  # a state that was taken does not change with the player
+    assert all(
+        torch.equal(state[name], kept[name]) for name in kept
+    )  # a state that was taken does not change with the player
 
 
 def test_acting_waits_for_the_device_only_to_hand_over_the_actions():
@@ -322,7 +335,9 @@ def test_random_steps_do_not_ask_the_player():
 def test_a_real_player_collects():
     learner = tiny_learner()
     env = ScriptedEnv(LENGTHS)
-    collector = Collector(env, Player(learner.inference, learner.agent, learner.config.acting, 2), np.random.default_rng(0))
+    collector = Collector(
+        env, Player(learner.inference, learner.agent, learner.config.acting, 2), np.random.default_rng(0)
+    )
     for _ in range(3):
         collector.step(collector.act(at_random=False))
     assert collector.player.length.tolist() == [3, 2]  # the last observation of environment 1 is not remembered

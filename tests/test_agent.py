@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from stormfast.agent import Agent, reach_probability
-from stormfast.batch import Rollout
+from stormfast.records import Rollout
 from stormfast.returns import lambda_return, percentiles
 from tests.model_fixtures import NUM_ACTIONS, double_precision, no_sync, randomize, tiny_config
 
@@ -36,19 +36,26 @@ def make_rollout(agent, batch=B, seed=0):
     action = torch.randint(NUM_ACTIONS, (batch, H), generator=g)
     with torch.no_grad():
         log_prob = agent.log_policy(state[:, :-1]).gather(-1, action[..., None]).squeeze(-1)
-    reward, cont = 2 * torch.randn(batch, H, generator=g), torch.rand(batch, H, generator=g)
-    return Rollout(state, action, log_prob, reward, cont, start=torch.ones(batch))
+    reward, continuation = 2 * torch.randn(batch, H, generator=g), torch.rand(batch, H, generator=g)
+    return Rollout(state, action, log_prob, reward, continuation, alive=torch.ones(batch))
 
 
 def gradients(agent, loss):
     parameters = dict(agent.named_parameters())
     trained = [name for name, p in parameters.items() if p.requires_grad]
-    return dict(zip(trained, torch.autograd.grad(loss, [parameters[name] for name in trained], allow_unused=True), strict=True))
+    return dict(
+        zip(trained, torch.autograd.grad(loss, [parameters[name] for name in trained], allow_unused=True), strict=True)
+    )
 
 
 def assert_same(left, right, **tolerance):
     for name, gradient in left.items():
-        torch.testing.assert_close(gradient, right[name], msg=lambda m, name=name: f"{name}: {m}", **(tolerance or {"rtol": 1e-10, "atol": 1e-12}))
+        torch.testing.assert_close(
+            gradient,
+            right[name],
+            msg=lambda m, name=name: f"{name}: {m}",
+            **(tolerance or {"rtol": 1e-10, "atol": 1e-12}),
+        )
 
 
 # --- state and policy --------------------------------------------------------------------------------------------
@@ -69,7 +76,9 @@ def test_policy_is_the_mixed_softmax(unimix):
     with torch.no_grad():
         agent.actor[-1].weight.mul_(20)  # sure of itself, so that the floor shows
     probs = agent.log_policy(state).exp()
-    torch.testing.assert_close(probs, (1 - unimix) * agent.actor(state).softmax(-1) + unimix / NUM_ACTIONS, rtol=1e-9, atol=1e-15)
+    torch.testing.assert_close(
+        probs, (1 - unimix) * agent.actor(state).softmax(-1) + unimix / NUM_ACTIONS, rtol=1e-9, atol=1e-15
+    )
     torch.testing.assert_close(probs.sum(-1), torch.ones(40))
     assert probs.min() >= unimix / NUM_ACTIONS * (1 - 1e-9)
     assert probs.min() < (unimix / NUM_ACTIONS) * 1.001 + 1e-6
@@ -78,7 +87,9 @@ def test_policy_is_the_mixed_softmax(unimix):
 def test_sample_action_is_the_inverse_cdf():
     agent, count = build(), 4000
     probs = torch.tensor([0.2, 0.5, 0.0, 0.3])
-    grid = (torch.arange(count) + 0.5) / count  # each u once: class counts are the probabilities, and classes come in order
+    grid = (
+        torch.arange(count) + 0.5
+    ) / count  # each u once: class counts are the probabilities, and classes come in order
     action = agent.sample_action(probs.log().expand(count, -1), grid)
     assert torch.equal(action, action.sort().values)
     assert torch.bincount(action, minlength=4).tolist() == [800, 2000, 0, 1200]
@@ -88,9 +99,16 @@ def test_sample_action_is_the_inverse_cdf():
 def test_sample_action_at_the_ends():
     agent = build()
     ends = torch.tensor([0.0, 1 - 2**-53])
-    assert agent.sample_action(torch.full((2, NUM_ACTIONS), 1 / NUM_ACTIONS).log(), ends).tolist() == [0, NUM_ACTIONS - 1]
+    assert agent.sample_action(torch.full((2, NUM_ACTIONS), 1 / NUM_ACTIONS).log(), ends).tolist() == [
+        0,
+        NUM_ACTIONS - 1,
+    ]
     impossible = torch.tensor([[0.0, 0.5, 0.5, 0.0]]).log().expand(3, -1)
-    assert agent.sample_action(impossible, torch.tensor([0.0, 0.5, 1 - 2**-53])).tolist() == [1, 2, 2]  # never one of probability 0
+    assert agent.sample_action(impossible, torch.tensor([0.0, 0.5, 1 - 2**-53])).tolist() == [
+        1,
+        2,
+        2,
+    ]  # never one of probability 0
     short = torch.full((1, NUM_ACTIONS), 0.2499999)  # a cdf that rounding leaves below 1
     assert agent.sample_action(short.log(), ends[1:]).tolist() == [NUM_ACTIONS - 1]
 
@@ -102,19 +120,23 @@ def naive_losses(agent, rollout):
     """By loops over rollouts and steps. Lambda-return, percentile and two-hot have tests of their own."""
     config, two_hot = agent.config, agent.two_hot
     value, slow = (two_hot.decode(critic(rollout.state)).detach() for critic in (agent.critic, agent.slow_critic))
-    discount = config.gamma * rollout.cont
-    returns, slow_returns = (lambda_return(rollout.reward, discount, v, config.lam, config.bootstrap) for v in (value, slow))
+    discount = config.gamma * rollout.continuation
+    returns, slow_returns = (
+        lambda_return(rollout.reward, discount, v, config.lam, config.bootstrap) for v in (value, slow)
+    )
     decay = config.percentile_decay
     low, high = percentiles(returns, 0.05, 0.95)
     scale = (1 - decay) * (high - low)
     sums = dict.fromkeys(("policy", "value", "slow_value", "entropy", "bonus"), 0.0)
     count = rollout.reward.numel()
     for b in range(rollout.reward.shape[0]):
-        weight = rollout.start[b].item() if config.weight_by_continuation else 1.0
+        weight = rollout.alive[b].item() if config.weight_by_continuation else 1.0
         for t in range(H):
             log_policy, action = agent.log_policy(rollout.state[b, t]), rollout.action[b, t]
             advantage = (returns[b, t] - value[b, t]) / max(1.0, scale)
-            ratio = 1.0 if config.minibatches == 1 else math.exp(log_policy[action].item() - rollout.log_prob[b, t].item())
+            ratio = (
+                1.0 if config.minibatches == 1 else math.exp(log_policy[action].item() - rollout.log_prob[b, t].item())
+            )
             logits = agent.critic(rollout.state[b, t])
             sums["policy"] += -weight * ratio * advantage * log_policy[action] / count
             entropy = -sum(p.exp() * p for p in log_policy) / count
@@ -122,19 +144,26 @@ def naive_losses(agent, rollout):
             sums["bonus"] += config.entropy * weight * entropy
             sums["value"] += weight * two_hot.loss(logits, returns[b, t]) / count
             sums["slow_value"] += weight * two_hot.loss(logits, slow_returns[b, t]) / count
-            weight *= rollout.cont[b, t].item() if config.weight_by_continuation else 1.0
+            weight *= rollout.continuation[b, t].item() if config.weight_by_continuation else 1.0
     total = sums["policy"] + sums["value"] + sums["slow_value"] - sums.pop("bonus")
     return sums | {"total": total, "return_scale": scale}
 
 
 @pytest.mark.parametrize(
     ("protocol", "values"),
-    [("standard", {}), ("reference", {}), ("standard", {"minibatches": 2, "unimix": 0.1}), ("standard", {"percentile_decay": 0.0, "entropy": 0.1})],
+    [
+        ("standard", {}),
+        ("reference", {}),
+        ("standard", {"minibatches": 2, "unimix": 0.1}),
+        ("standard", {"percentile_decay": 0.0, "entropy": 0.1}),
+    ],
 )
 def test_every_term_and_gradient_is_that_of_the_loops(protocol, values):
     agent = build(protocol, **values)
     rollout = make_rollout(agent)
-    rollout = dataclasses.replace(rollout, start=torch.tensor([1.0, 0, 1, 1, 0]), log_prob=rollout.log_prob - 0.1 * torch.rand(B, H))
+    rollout = dataclasses.replace(
+        rollout, alive=torch.tensor([1.0, 0, 1, 1, 0]), log_prob=rollout.log_prob - 0.1 * torch.rand(B, H)
+    )
     expected, got = naive_losses(agent, rollout), agent.loss(rollout)
     for name, value in expected.items():
         torch.testing.assert_close(got[name], value, rtol=1e-10, atol=1e-12)
@@ -152,18 +181,26 @@ def test_policy_loss_moves_the_actor_alone_and_value_losses_the_critic_alone():
         reached = {n.split(".")[0] for n, g in by_name.items() if g is not None and g.any()}
         assert reached == {moved}
     assert not any(p.requires_grad for p in agent.slow_critic.parameters())
-    assert {id(p) for p in agent.trained_parameters()} == {id(p) for n, p in agent.named_parameters() if not n.startswith("slow_critic")}
+    assert {id(p) for p in agent.trained_parameters()} == {
+        id(p) for n, p in agent.named_parameters() if not n.startswith("slow_critic")
+    }
 
 
 def gradients_of(agent, loss):
     trained = {n: p for n, p in agent.named_parameters() if p.requires_grad}
-    return dict(zip(trained, torch.autograd.grad(loss, list(trained.values()), allow_unused=True, retain_graph=True), strict=True))
+    return dict(
+        zip(
+            trained,
+            torch.autograd.grad(loss, list(trained.values()), allow_unused=True, retain_graph=True),
+            strict=True,
+        )
+    )
 
 
 def test_a_step_after_a_predicted_end_does_not_count():
     agent = build()
     rollout = make_rollout(agent)
-    rollout.cont[:, 2] = 0
+    rollout.continuation[:, 2] = 0
     before = gradients(agent, agent.loss(rollout)["total"])
     agent.return_scale.low.zero_(), agent.return_scale.high.zero_()
     altered = dataclasses.replace(rollout, action=rollout.action.clone(), state=rollout.state.clone())
@@ -179,26 +216,28 @@ def test_a_step_after_a_predicted_end_does_not_count():
 def test_under_reference_every_step_counts():
     agent = build("reference")
     rollout = make_rollout(agent)
-    rollout.cont[:, 2] = 0
+    rollout.continuation[:, 2] = 0
     targets = agent.targets(rollout, agent.critic(rollout.state))
     assert torch.equal(targets.weight, torch.ones(B, H))
 
 
 def test_reach_probability_is_the_running_product():
     rollout = make_rollout(build())
-    rollout = dataclasses.replace(rollout, start=torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0]))
+    rollout = dataclasses.replace(rollout, alive=torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0]))
     got = reach_probability(rollout)
     for b in range(B):
         for t in range(H):
-            assert got[b, t].item() == pytest.approx(math.prod([rollout.start[b].item(), *rollout.cont[b, :t].tolist()]), abs=1e-15)
+            assert got[b, t].item() == pytest.approx(
+                math.prod([rollout.alive[b].item(), *rollout.continuation[b, :t].tolist()]), abs=1e-15
+            )
 
 
 def test_rows_that_cannot_start_have_no_gradient():
     """Half of the rows switched off: the gradients are those of the other half alone, halved by the mean."""
     agent = build(percentile_decay=0.9)  # scale below 1 either way, so that percentiles do not enter
     rollout = make_rollout(agent, batch=6)
-    rollout = dataclasses.replace(rollout, reward=0.1 * rollout.reward, start=torch.tensor([1.0, 0, 0, 1, 0, 1]))
-    on = rollout.start.bool()
+    rollout = dataclasses.replace(rollout, reward=0.1 * rollout.reward, alive=torch.tensor([1.0, 0, 0, 1, 0, 1]))
+    on = rollout.alive.bool()
     alone = Rollout(**{f.name: getattr(rollout, f.name)[on] for f in dataclasses.fields(rollout)})
     both = agent.loss(rollout)
     halves = agent.loss(alone)
@@ -213,7 +252,9 @@ def test_the_importance_ratio_is_one_while_the_policy_is_unchanged():
     rollout = make_rollout(plain)
     totals = [agent.loss(rollout) for agent in (plain, weighted)]
     assert_same(gradients(plain, totals[0]["total"]), gradients(weighted, totals[1]["total"]))
-    doubled = dataclasses.replace(rollout, log_prob=rollout.log_prob - math.log(2))  # half as likely under the policy that took them
+    doubled = dataclasses.replace(
+        rollout, log_prob=rollout.log_prob - math.log(2)
+    )  # half as likely under the policy that took them
     torch.testing.assert_close(weighted.loss(doubled)["policy"], 2 * plain.loss(rollout)["policy"])
     torch.testing.assert_close(plain.loss(doubled)["policy"], plain.loss(rollout)["policy"])
 
@@ -269,7 +310,9 @@ def test_entropy_bonus_flattens_the_policy():
     plain = gradients(agent, agent.loss(rollout)["total"])
     entropy = gradients(agent, -agent.loss(rollout)["entropy"])
     actor = [name for name in plain if name.startswith("actor")]
-    torch.testing.assert_close([flattening[n] - plain[n] for n in actor], [entropy[n] for n in actor], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        [flattening[n] - plain[n] for n in actor], [entropy[n] for n in actor], rtol=1e-9, atol=1e-12
+    )
 
 
 # --- slow critic, percentiles, shapes ----------------------------------------------------------------------------
@@ -308,11 +351,11 @@ def test_the_running_percentiles_are_saved_with_the_agent():
 def test_shapes_that_would_broadcast_are_refused():
     agent = build()
     rollout = make_rollout(agent)
-    with pytest.raises(ValueError, match=r"cont must be \[B, H\] = \(\d+, \d+\), got"):
-        dataclasses.replace(rollout, cont=rollout.cont[:, :1])
+    with pytest.raises(ValueError, match=r"continuation must be \[B, H\] = \(\d+, \d+\), got"):
+        dataclasses.replace(rollout, continuation=rollout.continuation[:, :1])
     with pytest.raises(ValueError, match=r"log_prob must be \[B, H\]"):
         dataclasses.replace(rollout, state=rollout.state[:, :-1], action=rollout.action[:, :-1])
-    with pytest.raises(ValueError, match=r"must have state \[B, H\+1, F\] and start \[B\]"):
+    with pytest.raises(ValueError, match=r"must have state \[B, H\+1, F\] and alive \[B\]"):
         dataclasses.replace(rollout, state=rollout.state[:, :-1])
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from stormfast.games import SCORES
+from stormfast.envs.games import SCORES
 
 pytestmark = pytest.mark.slow
 

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from stormfast import cli, run_dir
-from stormfast.config import EvaluateConfig, TrainConfig, flatten, preset_config
+from stormfast import cli
+from stormfast.config import EvaluateConfig, TrainConfig, preset_config
+from stormfast.runs import directory as run_dir
+from stormfast.schema import flatten
 
 BAD = [
     (["trian"], "Unknown command 'trian'. Did you mean 'train'?"),
@@ -33,13 +35,19 @@ BAD = [
     (["train", "--preset", "tiny", "--resume", "--run-dir", "none"], "Run directory none does not exist."),
     (["train", "--preset", "tiny", "--run-dir", "file"], "--run-dir must be a directory, but file is a file"),
     (["train", "--preset", "tiny", "--", "--seed", "3"], "Unexpected argument '--'. Leave it out."),
-    (["train", "--world-model.channels", "1.5", "2", "3", "4"], "--world-model.channels must be integers, got '1.5', '2', '3', '4'."),
+    (
+        ["train", "--world-model.channels", "1.5", "2", "3", "4"],
+        "--world-model.channels must be integers, got '1.5', '2', '3', '4'.",
+    ),
     (["train", "--preset", "tiny", "--run-dir", ""], "run_dir must not be empty, got ''"),
     (["train", "--preset", "tiny", "--resume", "--run-dir", ""], "run_dir must not be empty, got ''"),
     (["train", "--preset", "tiny", "--run-dir", "\udcff"], "run_dir must be UTF-8 text, got '\\udcff'"),
     (["train", "--preset", "tiny", "--resume", "--run-dir", "\udcff"], "run_dir must be UTF-8 text, got '\\udcff'"),
     (["train", "--preset", "tiny", "--run-dir", 300 * "a"], "--run-dir must be a directory that can be written"),
-    (["train", "--preset", "tiny", "--resume", "--run-dir", 300 * "a"], f"{300 * 'a'}/config.json cannot be read: File name too long"),
+    (
+        ["train", "--preset", "tiny", "--resume", "--run-dir", 300 * "a"],
+        f"{300 * 'a'}/config.json cannot be read: File name too long",
+    ),
     (["train", "--preset", "tiny", "--resume", "--run-dir", "a\n b"], "Run directory a b does not exist."),
     (["evaluate", ""], "run must not be empty, got ''"),
     (["evaluate", "\udcff"], "run must be UTF-8 text, got '\\udcff'"),
@@ -98,18 +106,24 @@ def test_error_lines_do_not_depend_on_the_terminal(columns: str, encoding: str, 
         "--world-model.batch-length must be an integer, got 'x'.",
         "Missing value for argument '--env.sticky'. Expected 1 values.",
     ]
-    assert done.stderr.splitlines() == [f"stormfast: error: {line} `stormfast train --help` lists all arguments." for line in expected]
+    assert done.stderr.splitlines() == [
+        f"stormfast: error: {line} `stormfast train --help` lists all arguments." for line in expected
+    ]
 
 
 def test_bad_input_in_a_process(command: list[str], tmp_path: Path) -> None:
-    done = subprocess.run([*command, "train", "--game", "Bongo"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*command, "train", "--game", "Bongo"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith("stormfast: error: Unknown game 'Bongo'.")
     assert done.stderr.count("\n") == 1
 
 
-def test_cuda_that_is_not_there(trained: list[object], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_that_is_not_there(
+    trained: list[object], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     for preset in ("tiny", "auto"):
         assert cli.main(["train", "--preset", preset, "--device", "cuda"]) == 2
@@ -119,7 +133,9 @@ def test_cuda_that_is_not_there(trained: list[object], capsys: pytest.CaptureFix
 
 def test_help_is_instant(command: list[str]) -> None:
     seconds = []
-    while len(seconds) < 5 and min(seconds, default=1.0) >= 0.5:  # the best of five: other work on the machine is not what is measured
+    while (
+        len(seconds) < 5 and min(seconds, default=1.0) >= 0.5
+    ):  # the best of five: other work on the machine is not what is measured
         start = time.perf_counter()
         subprocess.run([*command, "--help"], capture_output=True, check=True)
         seconds.append(time.perf_counter() - start)
@@ -133,7 +149,9 @@ def test_help_names_the_commands(args: list[str], capsys: pytest.CaptureFixture[
     assert all(name in out for name in ("usage: stormfast", "train", "evaluate", "games", "doctor"))
 
 
-@pytest.mark.parametrize("args", [["--help"], ["train", "--help"], ["evaluate", "--help"], ["games"], ["doctor", "--help"], ["--version"]])
+@pytest.mark.parametrize(
+    "args", [["--help"], ["train", "--help"], ["evaluate", "--help"], ["games"], ["doctor", "--help"], ["--version"]]
+)
 def test_what_computes_nothing_imports_no_torch(args: list[str], command: list[str]) -> None:
     code = command[2].replace("sys.exit(main())", "status = main(); sys.exit(status or ('torch' in sys.modules))")
     done = subprocess.run([command[0], "-c", code, *args], capture_output=True, text=True, check=False)
@@ -155,14 +173,27 @@ def test_reader_that_leaves_is_no_error(command: list[str]) -> None:
 def test_full_stdout_is_told(args: list[str], unbuffered: str, command: list[str], tmp_path: Path) -> None:
     with open("/dev/full", "w") as full:
         environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
-        done = subprocess.run([*command, *args], stdout=full, stderr=subprocess.PIPE, text=True, check=False, cwd=tmp_path, env=environment)
+        done = subprocess.run(
+            [*command, *args],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            cwd=tmp_path,
+            env=environment,
+        )
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert done.stderr.startswith("stormfast: error: standard output cannot be written: No space left on device")
 
 
 def test_closed_stdout_is_told(command: list[str]) -> None:
-    for closing, expected in ((">&-", "stormfast: error: standard output is closed; leave it open, or send it to a file\n"), (">&- 2>&-", "")):
-        done = subprocess.run(["sh", "-c", f'"$@" {closing}', "sh", *command, "games"], stderr=subprocess.PIPE, text=True, check=False)
+    for closing, expected in (
+        (">&-", "stormfast: error: standard output is closed; leave it open, or send it to a file\n"),
+        (">&- 2>&-", ""),
+    ):
+        done = subprocess.run(
+            ["sh", "-c", f'"$@" {closing}', "sh", *command, "games"], stderr=subprocess.PIPE, text=True, check=False
+        )
         assert (done.returncode, done.stderr) == (2, expected)
 
 
@@ -196,7 +227,7 @@ def test_train_help_shows_the_defaults_of_the_preset(capsys: pytest.CaptureFixtu
 
 def test_settings_go_on_top_of_preset_and_protocol(trained: list[tuple[TrainConfig, Path]]) -> None:
     args = "train --game Krull --preset tiny --protocol reference --run-dir r --world-model.width 64 --world_model.heads=4 --agent.state latent"
-    args += " --replay.mark-resets --no-resume --world-model.channels 2 4 8 16 --device cpu"
+    args += " --world-model.separate-episodes --no-resume --world-model.channels 2 4 8 16 --device cpu"
     assert cli.main(args.split()) == 0
     ((config, path),) = trained
     expected = flatten(preset_config("tiny", "reference")) | {
@@ -205,7 +236,7 @@ def test_settings_go_on_top_of_preset_and_protocol(trained: list[tuple[TrainConf
         "world_model.width": 64,
         "world_model.heads": 4,
         "agent.state": "latent",
-        "replay.mark_resets": True,
+        "world_model.separate_episodes": True,
         "world_model.channels": (2, 4, 8, 16),
         "device": "cpu",
     }
@@ -214,7 +245,9 @@ def test_settings_go_on_top_of_preset_and_protocol(trained: list[tuple[TrainConf
     assert flatten(run_dir.load_config(path)) == expected
 
 
-@pytest.mark.parametrize(("cuda", "args", "preset"), [(False, [], "cpu"), (True, [], "fast"), (True, ["--device", "cpu"], "cpu")])
+@pytest.mark.parametrize(
+    ("cuda", "args", "preset"), [(False, [], "cpu"), (True, [], "fast"), (True, ["--device", "cpu"], "cpu")]
+)
 def test_auto_preset(
     cuda: bool,
     args: list[str],
@@ -233,7 +266,9 @@ def test_auto_preset(
     assert f"preset {preset}, because" in capsys.readouterr().out
 
 
-def test_resume_keeps_what_is_not_asked(trained: list[tuple[TrainConfig, Path]], capsys: pytest.CaptureFixture[str]) -> None:
+def test_resume_keeps_what_is_not_asked(
+    trained: list[tuple[TrainConfig, Path]], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main("train --game Boxing --preset tiny --run-dir r --agent.gamma 0.9 --seed 5".split()) == 0
     assert cli.main("train --run-dir r --resume --preset auto --steps 2000".split()) == 0
     (first, _), (second, path) = trained

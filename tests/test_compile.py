@@ -7,12 +7,20 @@ import pytest
 import torch
 
 import stormfast.compile as compile_module
-from stormfast.act import Player
-from stormfast.batch import Transition
-from stormfast.compile import EAGER_CALLS, Captured, Phases, Shared, capture_phases, compile_parts, resolve_mode
+from stormfast.compile import (
+    WARMUP_CALLS,
+    GraphedCall,
+    GraphPool,
+    Updates,
+    capture_updates,
+    compile_parts,
+    resolve_mode,
+)
 from stormfast.learner import Learner
+from stormfast.player import Player
+from stormfast.records import Transition
 from stormfast.replay import Replay
-from stormfast.run import default_generator
+from stormfast.runs.run import default_generator
 from tests.model_fixtures import NUM_ACTIONS, tiny_learner
 from tests.tape import Taped
 
@@ -22,7 +30,7 @@ STEPS = 50
 
 def test_auto_takes_graphs_on_cuda_where_triton_works(monkeypatch):
     for trouble, expected in ((None, "graphs"), ("no compiler", "off")):
-        monkeypatch.setattr(compile_module, "trouble_with_triton", lambda device, trouble=trouble: trouble)
+        monkeypatch.setattr(compile_module, "why_not_triton", lambda device, trouble=trouble: trouble)
         assert [resolve_mode("auto", torch.device(name)) for name in ("cpu", "cuda:0")] == ["off", expected]
     for choice in ("off", "default", "graphs"):
         assert {resolve_mode(choice, torch.device(name)) for name in ("cpu", "cuda:0")} == {choice}
@@ -38,9 +46,9 @@ def test_a_captured_function_gives_what_the_function_gives():
         total.add_(x)
         return {"sum": total + y, "difference": total - y}
 
-    captured = Captured(add, Shared(CPU))
+    captured = GraphedCall(add, GraphPool(CPU))
     outputs = []
-    for t in range(EAGER_CALLS + 3):
+    for t in range(WARMUP_CALLS + 3):
         x, y = torch.full((3,), float(t)), torch.tensor([t, 1.0, 2.0])
         outputs.append(captured(x, y))
         expected = torch.full((3,), t * (t + 1) / 2)
@@ -51,17 +59,17 @@ def test_a_captured_function_gives_what_the_function_gives():
 
 def test_outputs_and_inputs_of_a_captured_function_lie_in_buffers_made_once():
     seen = []
-    captured = Captured(lambda x: seen.append(x.data_ptr()) or x * 2, Shared(CPU))
-    outputs = [captured(torch.full((2,), float(t))) for t in range(EAGER_CALLS + 4)]
-    assert len(set(seen[EAGER_CALLS:])) == 1
-    assert len({output.data_ptr() for output in outputs[EAGER_CALLS:]}) == 1
-    assert outputs[EAGER_CALLS].tolist() == [2.0 * (EAGER_CALLS + 3)] * 2  # overwritten since
+    captured = GraphedCall(lambda x: seen.append(x.data_ptr()) or x * 2, GraphPool(CPU))
+    outputs = [captured(torch.full((2,), float(t))) for t in range(WARMUP_CALLS + 4)]
+    assert len(set(seen[WARMUP_CALLS:])) == 1
+    assert len({output.data_ptr() for output in outputs[WARMUP_CALLS:]}) == 1
+    assert outputs[WARMUP_CALLS].tolist() == [2.0 * (WARMUP_CALLS + 3)] * 2  # overwritten since
     assert outputs[0].tolist() == [0.0, 0.0]
 
 
 def test_arguments_are_copied_and_another_shape_is_refused():
-    captured = Captured(lambda x: x.add_(1), Shared(CPU))
-    for _ in range(EAGER_CALLS + 2):
+    captured = GraphedCall(lambda x: x.add_(1), GraphPool(CPU))
+    for _ in range(WARMUP_CALLS + 2):
         x = torch.zeros(2)
         captured(x)
     assert x.tolist() == [0.0, 0.0]
@@ -89,7 +97,9 @@ def lived_through(device=CPU, rows=60):
         flags = {name: rng.random(2) < 0.1 for name in ("terminated", "truncated", "life_lost")}
         is_first, is_last = np.full(2, t % 13 == 0), np.full(2, t % 13 == 12)
         obs, action = rng.integers(256, size=(2, 3, 64, 64), dtype=np.uint8), rng.integers(NUM_ACTIONS, size=2)
-        replay.append(Transition(obs, action, rng.normal(size=2).astype(np.float32), **flags, is_first=is_first, is_last=is_last))
+        replay.append(
+            Transition(obs, action, rng.normal(size=2).astype(np.float32), **flags, is_first=is_first, is_last=is_last)
+        )
     return replay
 
 
@@ -98,21 +108,27 @@ def history(prepare, values=None, steps=STEPS, precision=torch.float32, device=C
     learner = learner_on(device, {"world_model.dropout": 0.0} | (values or {}), precision)
     replay = lived_through(device)
     player = Player(learner.inference, learner.agent, learner.config.acting, 2)
-    phases = Phases(learner.config, learner, replay, default_generator(device))
-    prepare(learner, phases, player)
+    updates = Updates(learner.config, learner, replay, default_generator(device))
+    prepare(learner, updates, player)
     torch.manual_seed(1)
     rng, losses, actions = np.random.default_rng(2), [], []
     for t in range(steps):
         obs = rng.integers(256, size=(2, 3, 64, 64), dtype=np.uint8)
         actions.append(player.act(obs, np.full(2, t % 9 == 0), np.full(2, t % 9 == 8)).tolist())
-        losses.append({name: float(x) for update in (phases.update_world_model, phases.update_agent) for name, x in update().items()})
+        losses.append(
+            {
+                name: float(x)
+                for update in (updates.update_world_model, updates.update_agent)
+                for name, x in update().items()
+            }
+        )
         player.refresh()
     weights = {**dict(learner.world_model.named_parameters()), **dict(learner.agent.named_parameters(prefix="agent"))}
     return losses, actions, {name: weight.detach().cpu() for name, weight in weights.items()}
 
 
 def compiled_with(backend):
-    def prepare(learner, phases, player):
+    def prepare(learner, updates, player):
         torch._dynamo.reset()
         torch._dynamo.utils.counters.clear()  # reset leaves them
         real = torch.compile
@@ -131,28 +147,38 @@ def assert_same_history(got, expected, steps, rtol):
             assert a[name] == pytest.approx(b[name], rel=rtol, abs=rtol), f"step {t}: {name}"
     assert got_actions == actions
     for name, weight in weights.items():
-        torch.testing.assert_close(got_weights[name], weight, rtol=rtol, atol=rtol, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(
+            got_weights[name], weight, rtol=rtol, atol=rtol, msg=lambda m, name=name: f"{name}: {m}"
+        )
 
 
 VARIANTS = [
     {},
     {"agent.minibatches": 2, "imagination.start": "prior", "world_model.tokens": "separate"},
-    {"acting.latent": "prior", "acting.reset_context": False, "replay.mark_resets": False, "agent.state": "hidden", "world_model.dropout": 0.1},
+    {
+        "acting.latent": "prior",
+        "acting.reset_context": False,
+        "world_model.separate_episodes": False,
+        "agent.state": "hidden",
+        "world_model.dropout": 0.1,
+    },
 ]
 
 
 def test_static_buffers_change_nothing():
-    captured = history(lambda learner, phases, player: capture_phases(phases, player))
+    captured = history(lambda learner, updates, player: capture_updates(updates, player))
     assert_same_history(captured, history(lambda *parts: None), STEPS, rtol=0)
 
 
 @pytest.fixture
 def taped(monkeypatch):
-    monkeypatch.setattr(compile_module, "Captured", Taped)
-    return lambda learner, phases, player: capture_phases(phases, player)
+    monkeypatch.setattr(compile_module, "GraphedCall", Taped)
+    return lambda learner, updates, player: capture_updates(updates, player)
 
 
-@pytest.mark.parametrize(("values", "precision", "steps"), [*((v, torch.float32, 9) for v in VARIANTS), ({}, torch.bfloat16, STEPS)])
+@pytest.mark.parametrize(
+    ("values", "precision", "steps"), [*((v, torch.float32, 9) for v in VARIANTS), ({}, torch.bfloat16, STEPS)]
+)
 def test_the_operators_of_one_call_are_those_of_every_call(values, precision, steps, taped):
     """As a graph would, each phase runs what was recorded once, into the same memory: to the bit what eager phases compute."""
     expected = history(lambda *parts: None, values, steps, precision)
@@ -172,17 +198,21 @@ def test_a_phase_that_rebinds_what_it_should_write_is_noticed(taped, monkeypatch
         assert_same_history(history(taped, steps=9), expected, 9, rtol=0)
 
 
-@pytest.mark.parametrize(("backend", "steps"), [("aot_eager", EAGER_CALLS + 3), pytest.param("inductor", STEPS, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("backend", "steps"), [("aot_eager", WARMUP_CALLS + 3), pytest.param("inductor", STEPS, marks=pytest.mark.slow)]
+)
 def test_compiled_and_captured_phases_agree_with_eager_ones_and_compile_once(backend, steps):
     """To rounding, which 50 steps of training amplify; fullgraph: a graph break would raise."""
 
-    def both(learner, phases, player):
-        compiled_with(backend)(learner, phases, player)
-        capture_phases(phases, player)
+    def both(learner, updates, player):
+        compiled_with(backend)(learner, updates, player)
+        capture_updates(updates, player)
 
     assert_same_history(history(both, steps=steps), history(lambda *parts: None, steps=steps), steps, rtol=1e-3)
     compiled = dict(torch._dynamo.utils.counters["stats"])
-    assert compiled["unique_graphs"] == 7, compiled  # losses, observe, begin, step, judge, agent loss, respond: none of them twice
+    assert compiled["unique_graphs"] == 7, (
+        compiled
+    )  # losses, observe, begin, step, judge, agent loss, respond: none of them twice
 
 
 def test_bfloat16_phases_compile_too():
@@ -193,17 +223,21 @@ def test_bfloat16_phases_compile_too():
 def test_what_a_phase_learns_from_is_drawn_inside_it():
     learner = tiny_learner()
     replay = lived_through()
-    phases = Phases(learner.config, learner, replay, torch.default_generator)
+    updates = Updates(learner.config, learner, replay, torch.default_generator)
     drawn = []
     learner.update_world_model = lambda batch: drawn.append(batch) or {}
     learner.update_agent = lambda batch: drawn.append(batch) or {}
     torch.manual_seed(4)
-    phases.update_world_model()
-    phases.update_agent()
+    updates.update_world_model()
+    updates.update_agent()
     torch.manual_seed(4)
     settings = learner.config
-    expected = [replay.sample(settings.world_model.batch_size, settings.world_model.batch_length, torch.default_generator)]
-    expected.append(replay.sample(settings.imagination.batch_size, settings.imagination.context, torch.default_generator))
+    expected = [
+        replay.sample(settings.world_model.batch_size, settings.world_model.batch_length, torch.default_generator)
+    ]
+    expected.append(
+        replay.sample(settings.imagination.batch_size, settings.imagination.context, torch.default_generator)
+    )
     for got, batch in zip(drawn, expected, strict=True):
         for f in dataclasses.fields(batch):
             assert torch.equal(getattr(got, f.name), getattr(batch, f.name))
@@ -217,11 +251,11 @@ def test_what_a_phase_learns_from_is_drawn_inside_it():
 def test_on_cuda_replayed_graphs_agree_with_eager_phases(compiled):
     """The same random numbers too: a replay takes up the generator where the call before left it."""
 
-    def prepare(learner, phases, player):
+    def prepare(learner, updates, player):
         if compiled:
             compile_parts(learner, player)
-        capture_phases(phases, player)
-        captured.extend([phases.update_world_model, phases.update_agent, player.decide, player.refresh])
+        capture_updates(updates, player)
+        captured.extend([updates.update_world_model, updates.update_agent, player.act_on_device, player.refresh])
 
     captured, cuda = [], torch.device("cuda", 0)
     with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
@@ -233,12 +267,12 @@ def test_on_cuda_replayed_graphs_agree_with_eager_phases(compiled):
 
 @pytest.mark.gpu
 def test_on_cuda_replays_wait_for_nothing():
-    def prepare(learner, phases, player):
-        capture_phases(phases, player)
-        kept.append(phases)
+    def prepare(learner, updates, player):
+        capture_updates(updates, player)
+        kept.append(updates)
 
     kept, cuda = [], torch.device("cuda", 0)
-    history(prepare, steps=EAGER_CALLS + 2, device=cuda)
+    history(prepare, steps=WARMUP_CALLS + 2, device=cuda)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:

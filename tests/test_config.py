@@ -85,16 +85,25 @@ def test_storm_has_the_sizes_of_the_paper() -> None:
         ({"replay.demonstration": "\udcff"}, "replay.demonstration must be UTF-8 text, got '\\udcff'"),
         ({"preset": "big"}, "preset must be one of auto, storm, fast, cpu, tiny, got 'big'"),
         ({"world_model.channels": (4, 8)}, "world_model.channels must be tuple[int, int, int, int], got (4, 8)"),
-        ({"world_model.channels": (4, 8, 0, 1)}, "world_model.channels must be >= 1 and <= 1000000000, got (4, 8, 0, 1)"),
+        (
+            {"world_model.channels": (4, 8, 0, 1)},
+            "world_model.channels must be >= 1 and <= 1000000000, got (4, 8, 0, 1)",
+        ),
         ({"agent": 3}, "agent must be a group of settings, got 3"),
         ({"world_model.heads": 7}, "world_model.width must be a multiple of world_model.heads (7), got 512"),
         ({"world_model.batch_length": 65}, "world_model.batch_length must be <= world_model.max_length (64), got 65"),
-        ({"imagination.horizon": 57}, "imagination.context + imagination.horizon must be <= world_model.max_length (64), got 65"),
+        (
+            {"imagination.horizon": 57},
+            "imagination.context + imagination.horizon must be <= world_model.max_length (64), got 65",
+        ),
         ({"acting.context": 65}, "acting.context must be <= world_model.max_length (64), got 65"),
         ({"agent.minibatches": 3}, "imagination.batch_size must be a multiple of agent.minibatches (3), got 1024"),
         ({"replay.capacity": 63}, "replay.capacity must hold one window of 64 steps in each of 1 environments, got 63"),
         ({"num_envs": 17}, "acting.random_steps must fill one window of 64 steps in each of 17 environments, got 1024"),
-        ({"replay.demonstration": "d.npz"}, "replay.demonstration and replay.demonstration_share must be given together, got d.npz and 0.0"),
+        (
+            {"replay.demonstration": "d.npz"},
+            "replay.demonstration and replay.demonstration_share must be given together, got d.npz and 0.0",
+        ),
         (
             {"env.same_seed_resets": True, "env_backend": "envpool"},
             "env_backend must be ale or auto, because envpool cannot re-seed, as env.same_seed_resets asks; got envpool",
@@ -139,14 +148,19 @@ def test_flatten_and_override_are_inverse() -> None:
     config = c.preset_config("cpu", "reference")
     assert c.override(c.TrainConfig(), c.flatten(config)) == config
     assert len(c.flatten(config)) == sum(
-        1 if not dataclasses.is_dataclass(v) else len(dataclasses.fields(v)) for v in (getattr(config, f.name) for f in dataclasses.fields(config))
+        1 if not dataclasses.is_dataclass(v) else len(dataclasses.fields(v))
+        for v in (getattr(config, f.name) for f in dataclasses.fields(config))
     )
 
 
 def test_every_field_is_documented() -> None:
     for kind in (c.TrainConfig, c.EvaluateConfig):
         for name, hint in c.get_type_hints(kind, include_extras=True).items():
-            groups = c.get_type_hints(hint, include_extras=True).items() if dataclasses.is_dataclass(hint) else [(name, hint)]
+            groups = (
+                c.get_type_hints(hint, include_extras=True).items()
+                if dataclasses.is_dataclass(hint)
+                else [(name, hint)]
+            )
             for field, annotated in groups:
                 assert any(isinstance(note, c.Doc) for note in c.get_args(annotated)), f"{name}.{field} has no Doc"
 

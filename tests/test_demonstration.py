@@ -5,9 +5,10 @@ import zipfile
 import numpy as np
 import pytest
 
-from stormfast.config import override, preset_config, validate
+from stormfast.config import preset_config, validate
 from stormfast.demonstration import load_demonstration
 from stormfast.errors import UserError
+from stormfast.schema import override
 
 STEPS = 7
 
@@ -120,7 +121,11 @@ class Bomb:
         return (pytest.fail, ("the file was unpickled",))
 
 
-@pytest.mark.parametrize("content", [b"", b"hello", npy(), zip_of_text(), pickle.dumps(Bomb())], ids=["empty", "text", "npy", "zip", "pickle"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"hello", npy(), zip_of_text(), pickle.dumps(Bomb())],
+    ids=["empty", "text", "npy", "zip", "pickle"],
+)
 def test_not_an_npz_is_told_in_one_line(tmp_path, content):
     path = tmp_path / "play.npz"
     path.write_bytes(content)
@@ -177,10 +182,15 @@ def test_too_short_for_a_window(tmp_path):
 def test_a_share_that_gives_no_window_of_a_batch_is_told(share, windows, contexts, holds):
     values = {"demonstration": "play.npz", "demonstration_share": share}
     sizes = {"world_model.batch_size": windows, "imagination.batch_size": contexts}
-    config = override(preset_config("cpu", "standard"), sizes | {f"replay.{name}": value for name, value in values.items()})
+    config = override(
+        preset_config("cpu", "standard"), sizes | {f"replay.{name}": value for name, value in values.items()}
+    )
     assert holds == (min(round(share * windows), round(share * contexts)) >= 1)  # as replay counts
     if holds:
         validate(config)
         return
-    with pytest.raises(UserError, match=r"demonstration_share must give one window or more of each batch, .* got 0\.0.*; give 0\.1\d or more$"):
+    with pytest.raises(
+        UserError,
+        match=r"demonstration_share must give one window or more of each batch, .* got 0\.0.*; give 0\.1\d or more$",
+    ):
         validate(config)

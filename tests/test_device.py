@@ -36,7 +36,9 @@ def test_without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
             resolve_device(name)
 
 
-@pytest.mark.parametrize("name", ["", "gpu", "CUDA", "cuda:", "cuda:x", "cuda:-1", "cpu:0", "cuda:0 ", "cuda:0\n", "mps"])
+@pytest.mark.parametrize(
+    "name", ["", "gpu", "CUDA", "cuda:", "cuda:x", "cuda:-1", "cpu:0", "cuda:0 ", "cuda:0\n", "mps"]
+)
 def test_bad_names(name: str) -> None:
     with pytest.raises(UserError, match="must be auto, cpu, cuda or cuda:N"):
         resolve_device(name)
@@ -46,7 +48,9 @@ def test_bad_names(name: str) -> None:
     ("amx", "avx", "expected"),
     [(0, 0, torch.float32), (1, 0, torch.bfloat16), (0, 1, torch.bfloat16), (None, None, torch.float32)],
 )
-def test_precision_on_cpu(amx: int | None, avx: int | None, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_precision_on_cpu(
+    amx: int | None, avx: int | None, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, value in (("_is_amx_tile_supported", amx), ("_is_avx512_bf16_supported", avx)):
         if value is None:
             monkeypatch.delattr(torch.cpu, name, raising=False)

@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from stormfast.batch import EnvStep
-from stormfast.checkpoint import save_checkpoint
-from stormfast.config import EvaluateConfig, override, preset_config
+from stormfast.config import EvaluateConfig, preset_config
 from stormfast.envs.vector import VectorEnv
 from stormfast.errors import UserError
 from stormfast.evaluate import RandomPolicy, Recorder, evaluate, play_episodes, summarise
 from stormfast.learner import build_models
+from stormfast.records import EnvStep
 from stormfast.replay import Replay
-from stormfast.run import env_seed
-from stormfast.run_dir import create
+from stormfast.runs.checkpoint import save_checkpoint
+from stormfast.runs.directory import create
+from stormfast.runs.run import env_seed
+from stormfast.schema import override
 
 
 class ScriptedEnv(VectorEnv):
@@ -155,7 +156,13 @@ def test_the_interval_is_reproducible():
 
 def test_a_single_episode_of_a_game_without_scores():
     summary = summarise("Catch", np.array([2.0]), seed=0)
-    assert summary["std"] is summary["standard_error"] is summary["human_normalised"] is summary["human_normalised_interval_95"] is None
+    assert (
+        summary["std"]
+        is summary["standard_error"]
+        is summary["human_normalised"]
+        is summary["human_normalised_interval_95"]
+        is None
+    )
     assert summary["mean_interval_95"] == [2.0, 2.0]
 
 
@@ -163,13 +170,17 @@ def test_a_single_episode_of_a_game_without_scores():
 
 
 def make_run(path, *, checkpoint=True, **fields):
-    config = override(preset_config("tiny", "standard"), {"game": "Catch", "run_dir": str(path), "num_envs": 2} | fields)
+    config = override(
+        preset_config("tiny", "standard"), {"game": "Catch", "run_dir": str(path), "num_envs": 2} | fields
+    )
     create(config)
     if checkpoint:
         torch.manual_seed(0)
         world_model, agent = build_models(config, 3, torch.device("cpu"))
         tensors = {
-            f"{name}.{key}": value for name, module in (("world_model", world_model), ("agent", agent)) for key, value in module.state_dict().items()
+            f"{name}.{key}": value
+            for name, module in (("world_model", world_model), ("agent", agent))
+            for key, value in module.state_dict().items()
         }
         replay = Replay(100, num_streams=2, device=torch.device("cpu"))
         save_checkpoint(path, 123, tensors, {}, replay)
@@ -182,7 +193,9 @@ def run(tmp_path_factory):
 
 
 def test_the_command_scores_a_run(run, tmp_path, capsys):
-    config = EvaluateConfig(run=str(run), episodes=5, num_envs=3, seed=1, device="cpu", video=str(tmp_path / "episode.mp4"))
+    config = EvaluateConfig(
+        run=str(run), episodes=5, num_envs=3, seed=1, device="cpu", video=str(tmp_path / "episode.mp4")
+    )
     assert evaluate(config) == 0
     result = json.loads((run / "evaluation-123.json").read_text())
     assert result["step"] == 123

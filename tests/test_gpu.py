@@ -18,15 +18,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stormfast.batch import Transition
-from stormfast.checkpoint import load_checkpoint
-from stormfast.config import EvaluateConfig, override, preset_config, to_json
+from stormfast.config import EvaluateConfig, preset_config
 from stormfast.demonstration import Demonstration
 from stormfast.evaluate import evaluate
 from stormfast.learner import Learner
-from stormfast.metrics import Metrics
+from stormfast.records import Transition
 from stormfast.replay import Replay
-from stormfast.run import build, snapshot
+from stormfast.runs.checkpoint import load_checkpoint
+from stormfast.runs.metrics import Metrics
+from stormfast.runs.run import build, snapshot
+from stormfast.schema import override, to_json
 from stormfast.train import train
 from stormfast.world_model.encoder import normalize_frames
 from stormfast.world_model.losses import world_model_loss
@@ -73,19 +74,33 @@ def cuda_learner(values: dict[str, Any] | None = None, precision: torch.dtype = 
 
 
 def test_training_in_bfloat16_saves_resumes_and_is_scored(tmp_path: Path) -> None:
-    values = {"game": "Catch", "steps": 96, "device": "cuda", "precision": "bfloat16", "logging.every": 16, "logging.tensorboard": False}
+    values = {
+        "game": "Catch",
+        "steps": 96,
+        "device": "cuda",
+        "precision": "bfloat16",
+        "logging.every": 16,
+        "logging.tensorboard": False,
+    }
     config = override(preset_config("tiny", "standard"), values | {"run_dir": str(tmp_path)})
     (tmp_path / "config.json").write_text(to_json(config))
     assert train(config, tmp_path) == 0
     saved = load_checkpoint(tmp_path, CUDA)
     with build(replace(config, resume=True), tmp_path) as run:
         assert (run.step, run.learner.device.type, run.learner.precision) == (96, "cuda", torch.bfloat16)
-        assert (run.replay.device.type, run.phases.generator.device.type, len(run.replay)) == ("cuda", "cuda", int(run.replay.written.sum()))
+        assert (run.replay.device.type, run.updates.generator.device.type, len(run.replay)) == (
+            "cuda",
+            "cuda",
+            int(run.replay.written.sum()),
+        )
         tensors, meta = snapshot(run)
     assert meta == saved.meta
     assert tensors.keys() == saved.tensors.keys()
     assert [name for name, value in tensors.items() if not torch.equal(value.to(CUDA), saved.tensors[name])] == []
-    assert {value.dtype for name, value in tensors.items() if name.startswith(("world_model.", "agent."))} <= {torch.float32, torch.int64}
+    assert {value.dtype for name, value in tensors.items() if name.startswith(("world_model.", "agent."))} <= {
+        torch.float32,
+        torch.int64,
+    }
     assert train(replace(config, steps=128, resume=True), tmp_path) == 0
     assert load_checkpoint(tmp_path, "cpu", replay=False).step == 128
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -106,7 +121,9 @@ def test_the_detector_detects() -> None:
 
 
 def transition(rng: np.random.Generator, num_streams: int) -> Transition:
-    flags = {name: rng.random(num_streams) < 0.2 for name in ("terminated", "truncated", "life_lost", "is_first", "is_last")}
+    flags = {
+        name: rng.random(num_streams) < 0.2 for name in ("terminated", "truncated", "life_lost", "is_first", "is_last")
+    }
     obs = rng.integers(0, 256, (num_streams, 3, 64, 64), dtype=np.uint8)
     action, reward = rng.integers(0, NUM_ACTIONS, num_streams), rng.normal(size=num_streams).astype(np.float32)
     return Transition(obs=obs, action=action, reward=reward, **flags)
@@ -122,7 +139,9 @@ def filled_replay(rng: np.random.Generator) -> Replay:
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("values", [{"agent.minibatches": 2}, {"world_model.tokens": "separate", "imagination.start": "prior"}])
+@pytest.mark.parametrize(
+    "values", [{"agent.minibatches": 2}, {"world_model.tokens": "separate", "imagination.start": "prior"}]
+)
 def test_a_step_never_waits_for_the_device(values: dict[str, Any], precision: torch.dtype) -> None:
     learner, metrics, rng = cuda_learner(values, precision), Metrics(CUDA), np.random.default_rng(0)
     replay, draws, row = filled_replay(rng), torch.Generator(CUDA).manual_seed(0), transition(rng, 2)
@@ -147,7 +166,9 @@ def assert_same_losses(found: dict[str, dict[str, Tensor]], modules: dict[str, n
     for name, expected in found["cpu"].items():
         got = found["cuda"][name]
         assert got.device.type == CUDA.type
-        torch.testing.assert_close(got.detach().cpu(), expected.detach(), rtol=1e-4, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(
+            got.detach().cpu(), expected.detach(), rtol=1e-4, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}"
+        )
     # The order of float32 sums differs, and batch norm over few values amplifies it: each gradient by its norm.
     gradients = dict(modules["cuda"].named_parameters())
     for name, parameter in modules["cpu"].named_parameters():
@@ -169,7 +190,7 @@ def test_world_model_losses_and_gradients_are_the_cpus(protocol: str, tokens: st
         there = moved(batch, device)
         frames = normalize_frames(there.obs)
         prediction = model.predict(frames, there, uniform.to(device))
-        losses[name] = world_model_loss(prediction, frames, there, model.two_hot, model.config, mark_resets=model.mark_resets)
+        losses[name] = world_model_loss(prediction, frames, there, model.two_hot, model.config)
         losses[name]["total"].backward()
     assert_same_losses(losses, models)
 
@@ -211,7 +232,9 @@ def test_imagined_rollouts_are_the_cpus(tokens: str, start: str) -> None:
     for f in fields(expected):
         there = getattr(got, f.name)
         assert there.device.type == CUDA.type
-        torch.testing.assert_close(there.cpu(), getattr(expected, f.name), rtol=1e-4, atol=1e-4, msg=lambda m, name=f.name: f"{name}: {m}")
+        torch.testing.assert_close(
+            there.cpu(), getattr(expected, f.name), rtol=1e-4, atol=1e-4, msg=lambda m, name=f.name: f"{name}: {m}"
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -227,7 +250,9 @@ def test_categorical_samples_and_their_gradient_are_the_cpus(shape: tuple[int, .
         assert torch.equal(sample.detach(), torch.zeros_like(there).scatter(-1, index.unsqueeze(-1), 1))
         found.append((index.cpu(), gradient.cpu(), sample_categorical(there, None, 0.01)[1].cpu()))
     expected, got = found
-    assert (got[0] != expected[0]).sum() <= 1e-3 * uniform.numel()  # a uniform may lie on an edge of the cdf: one of 1600 may differ
+    assert (
+        got[0] != expected[0]
+    ).sum() <= 1e-3 * uniform.numel()  # a uniform may lie on an edge of the cdf: one of 1600 may differ
     assert torch.equal(got[2], expected[2])  # the mode
     tolerance = {torch.float32: 1e-5, torch.bfloat16: 2**-7}[dtype]
     torch.testing.assert_close(got[1], expected[1], rtol=tolerance, atol=tolerance)
@@ -236,11 +261,17 @@ def test_categorical_samples_and_their_gradient_are_the_cpus(shape: tuple[int, .
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize(("batch", "heads", "head_dim", "room"), [(3, 2, 16, 11), (5, 8, 64, 24), (1, 3, 20, 9)])
-def test_cached_attention_is_the_cpus(batch: int, heads: int, head_dim: int, room: int, masked: bool, dtype: torch.dtype) -> None:
-    query, key, value = torch.randn(3, batch, heads, 9, head_dim, generator=torch.Generator().manual_seed(batch)).to(dtype)
+def test_cached_attention_is_the_cpus(
+    batch: int, heads: int, head_dim: int, room: int, masked: bool, dtype: torch.dtype
+) -> None:
+    query, key, value = torch.randn(3, batch, heads, 9, head_dim, generator=torch.Generator().manual_seed(batch)).to(
+        dtype
+    )
     first, found = torch.tensor([4, 0, 8, 1, 6])[:batch] if masked else None, []
     for device in (CPU, CUDA):
-        caches = torch.zeros(2, batch, heads, room, head_dim, dtype=dtype, device=device)  # K and V, [B, heads, L, head_dim]
+        caches = torch.zeros(
+            2, batch, heads, room, head_dim, dtype=dtype, device=device
+        )  # K and V, [B, heads, L, head_dim]
         length, out = torch.zeros((), dtype=torch.int64, device=device), []
         for t in range(9):
             q, k, v = (x[:, :, t].to(device) for x in (query, key, value))

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from stormfast.act import Player
-from stormfast.batch import Batch
+from stormfast.player import Player
+from stormfast.records import Batch
 from tests.model_fixtures import NUM_ACTIONS, double_precision, make_batch, no_sync, tiny_learner
 
 B, C, H, S, K, D = 6, 4, 5, 3, 5, 12
@@ -34,7 +34,14 @@ def test_shapes_and_no_gradient(state, features):
     rollout = rollout_of(tiny_learner(values={"agent.state": state}), make_batch(B, C))
     shapes = {f.name: tuple(getattr(rollout, f.name).shape) for f in dataclasses.fields(rollout)}
     two = (B, H)
-    assert shapes == {"state": (B, H + 1, features), "action": two, "log_prob": two, "reward": two, "cont": two, "start": (B,)}
+    assert shapes == {
+        "state": (B, H + 1, features),
+        "action": two,
+        "log_prob": two,
+        "reward": two,
+        "continuation": two,
+        "alive": (B,),
+    }
     assert not any(getattr(rollout, name).requires_grad for name in shapes)
     assert rollout.action.dtype == torch.int64
     actions = set(rollout.action.flatten().tolist())
@@ -48,7 +55,10 @@ def test_shapes_and_no_gradient(state, features):
 @torch.no_grad()
 def test_every_state_is_that_of_the_full_forward_pass(tokens, protocol, start):
     """By growing the sequence of latents and actions one step at a time and running all of it anew."""
-    learner, context = tiny_learner(protocol, {"world_model.tokens": tokens, "imagination.start": start}), make_batch(B, C, seed=2)
+    learner, context = (
+        tiny_learner(protocol, {"world_model.tokens": tokens, "imagination.start": start}),
+        make_batch(B, C, seed=2),
+    )
     context.is_first[0, -1] = True
     assert context.is_first[1:, 1:].any()
     model, agent, rollout = learner.world_model, learner.agent, rollout_of(learner, context)
@@ -83,17 +93,21 @@ def test_reward_and_continuation_of_an_action_are_judged_after_it():
     for t in range(H):
         hidden = rollout.state[:, t + 1, S * K :]  # the step that took action t
         torch.testing.assert_close(rollout.reward[:, t], model.two_hot.decode(model.reward(hidden)))
-        torch.testing.assert_close(rollout.cont[:, t], 1 - model.termination(hidden).squeeze(-1).sigmoid())
+        torch.testing.assert_close(rollout.continuation[:, t], 1 - model.termination(hidden).squeeze(-1).sigmoid())
 
 
 def test_continuation_as_probability_or_threshold():
-    soft_learner, hard_learner = (tiny_learner(values={"imagination.continuation": kind}) for kind in ("probability", "threshold"))
+    soft_learner, hard_learner = (
+        tiny_learner(values={"imagination.continuation": kind}) for kind in ("probability", "threshold")
+    )
     context = make_batch(B, C)
-    middle = -rollout_of(soft_learner, context).cont.logit().median() + 1e-6  # the middle one is on neither edge
+    middle = (
+        -rollout_of(soft_learner, context).continuation.logit().median() + 1e-6
+    )  # the middle one is on neither edge
     for learner in (soft_learner, hard_learner):
         learner.world_model.termination[-1].bias.data -= middle  # half of the steps end, half go on
         learner.inference.refresh()
-    soft, hard = rollout_of(soft_learner, context).cont, rollout_of(hard_learner, context).cont
+    soft, hard = rollout_of(soft_learner, context).continuation, rollout_of(hard_learner, context).continuation
     assert torch.equal(hard, (soft >= 0.5).to(soft.dtype))
     assert set(hard.flatten().tolist()) == {0.0, 1.0}
     assert ((soft > 0) & (soft < 1)).all()
@@ -138,7 +152,13 @@ def test_the_first_state_is_what_the_player_sees():
     torch.testing.assert_close(rollout_of(learner, context).state[:, 0], acted, rtol=1e-10, atol=1e-10)
 
 
-CASES = [("terminated", "prior"), ("is_last", "both"), ("life_lost", "prior"), ("truncated", "none"), ("is_first", "none")]
+CASES = [
+    ("terminated", "prior"),
+    ("is_last", "both"),
+    ("life_lost", "prior"),
+    ("truncated", "none"),
+    ("is_first", "none"),
+]
 
 
 @pytest.mark.parametrize("start_at", ["prior", "posterior"])
@@ -151,17 +171,17 @@ def test_start_is_zero_where_nothing_follows_the_first_state(flag, ends_for, sta
     marked[:3, -1] = True
     marked[3:, :-1] = True  # ends before the last row are over
     learner = tiny_learner(values={"imagination.start": start_at})
-    start = rollout_of(learner, dataclasses.replace(context, **{flag: marked})).start
-    assert start.tolist() == ([0.0] * 3 if ends else [1.0] * 3) + [1.0] * 3
-    assert rollout_of(tiny_learner(), context).start.tolist() == [1.0] * B
+    alive = rollout_of(learner, dataclasses.replace(context, **{flag: marked})).alive
+    assert alive.tolist() == ([0.0] * 3 if ends else [1.0] * 3) + [1.0] * 3
+    assert rollout_of(tiny_learner(), context).alive.tolist() == [1.0] * B
 
 
 def test_a_lost_life_starts_nothing_only_where_it_terminates():
     context = make_batch(B, C, resets=False)
     context.life_lost[:] = True
     at_prior = {"imagination.start": "prior"}
-    assert not rollout_of(tiny_learner(values=at_prior), context).start.any()
-    assert rollout_of(tiny_learner(values=at_prior | {"world_model.life_loss_terminates": False}), context).start.all()
+    assert not rollout_of(tiny_learner(values=at_prior), context).alive.any()
+    assert rollout_of(tiny_learner(values=at_prior | {"world_model.life_loss_terminates": False}), context).alive.all()
 
 
 def test_what_lies_before_a_reset_in_the_context_is_not_seen():

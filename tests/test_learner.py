@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 import torch
 
-from stormfast.batch import Rollout
 from stormfast.config import preset_config
 from stormfast.learner import Learner, build_models, minibatches
+from stormfast.records import Rollout
 from tests.model_fixtures import NUM_ACTIONS, make_batch, no_sync, tiny_config, tiny_learner
 
 B, C = 6, 4
@@ -62,7 +62,9 @@ def test_models_are_in_evaluation_mode_but_for_the_world_model_loss():
 
 @pytest.mark.parametrize("tokens", ["fused", "separate"])
 def test_the_loss_falls_on_a_fixed_batch(tokens):
-    learner = fresh_learner({"world_model.learning_rate": 3e-3, "world_model.dropout": 0.0, "world_model.tokens": tokens})
+    learner = fresh_learner(
+        {"world_model.learning_rate": 3e-3, "world_model.dropout": 0.0, "world_model.tokens": tokens}
+    )
     batch = make_batch(resets=False)
     history = [learner.update_world_model(batch) for _ in range(30)]
     for name, most in (("total", 0.8), ("reconstruction", 0.8), ("reward", 0.85), ("termination", 0.9)):
@@ -91,7 +93,9 @@ def test_the_update_is_adam_on_clipped_gradients():
             g.mul_(0.5 / total)
         plain.step()
     for (name, a), b in zip(learner.world_model.named_parameters(), other.world_model.parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=2e-5, msg=lambda m, name=name: f"{name}: {m}")  # a step is 1e-4; the sign is what counts
+        torch.testing.assert_close(
+            a, b, rtol=0, atol=2e-5, msg=lambda m, name=name: f"{name}: {m}"
+        )  # a step is 1e-4; the sign is what counts
 
 
 def test_a_step_that_is_not_finite_leaves_the_weights_as_they_were():
@@ -134,7 +138,7 @@ def test_minibatches_are_the_rollout_dealt_out():
     for f in dataclasses.fields(rollout):
         for i, part in enumerate(parts):
             assert torch.equal(getattr(part, f.name), getattr(rollout, f.name)[[i, i + 3]])
-    assert [part.start.shape for part in parts] == [(2,)] * 3
+    assert [part.alive.shape for part in parts] == [(2,)] * 3
 
 
 def test_the_same_seed_gives_the_same_updates():
@@ -145,7 +149,9 @@ def test_the_same_seed_gives_the_same_updates():
         for seed in range(2):
             learner.update_world_model(make_batch(seed=seed))
             learner.update_agent(make_batch(B, C, seed=seed))
-        results.append(weights(learner.world_model) | {f"agent.{name}": value for name, value in weights(learner.agent).items()})
+        results.append(
+            weights(learner.world_model) | {f"agent.{name}": value for name, value in weights(learner.agent).items()}
+        )
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
 
 
@@ -161,7 +167,9 @@ def test_bfloat16_losses_are_close_to_float32():
     for name, exact in losses[torch.float32].items():
         half = losses[torch.bfloat16][name]
         assert half.dtype == torch.float32, name
-        torch.testing.assert_close(half, exact, rtol=0.03, atol=0.01, msg=lambda m, name=name: f"{name}: {m}")  # a few samples fall otherwise
+        torch.testing.assert_close(
+            half, exact, rtol=0.03, atol=0.01, msg=lambda m, name=name: f"{name}: {m}"
+        )  # a few samples fall otherwise
 
 
 @pytest.mark.parametrize("tokens", ["fused", "separate"])
@@ -186,7 +194,10 @@ def test_a_bfloat16_rollout_keeps_rewards_and_chances_in_float32():
         rollout = learner.imagination(make_batch(B, C))
         targets = learner.agent.targets(rollout, learner.agent.critic(rollout.state))
     assert learner.imagination.cache.key.dtype == torch.bfloat16
-    for record, names in ((rollout, ("log_prob", "reward", "cont", "start")), (targets, ("value", "slow_value", "returns", "advantage", "weight"))):
+    for record, names in (
+        (rollout, ("log_prob", "reward", "continuation", "alive")),
+        (targets, ("value", "slow_value", "returns", "advantage", "weight")),
+    ):
         assert {getattr(record, name).dtype for name in names} == {torch.float32}
     assert (rollout.reward.bfloat16().float() != rollout.reward).any()
 
@@ -208,7 +219,7 @@ def test_updates_do_not_wait_for_the_device(precision):
 @pytest.mark.parametrize(("protocol", "marks"), [("standard", True), ("reference", False)])
 def test_build_models_follows_the_protocol(protocol, marks):
     world_model, agent = build_models(tiny_config(protocol), NUM_ACTIONS, torch.device("cpu"))
-    assert world_model.mark_resets == marks
+    assert world_model.config.separate_episodes == marks
     assert not world_model.training
     assert not agent.training
     assert (world_model.num_actions, agent.num_actions) == (NUM_ACTIONS, NUM_ACTIONS)
@@ -228,5 +239,7 @@ def test_paper_sizes_have_the_papers_shapes():
     latents = features * latent + latent + width * latent + latent
     expected = encoder + decoder + heads + stem + 64 * width + 2 * width + 2 * block + latents
     assert sum(p.numel() for p in world_model.parameters()) == expected
-    trained = sum((latent + width) * width + width * width + 4 * width + width * outputs + outputs for outputs in (6, 255))
+    trained = sum(
+        (latent + width) * width + width * width + 4 * width + width * outputs + outputs for outputs in (6, 255)
+    )
     assert sum(p.numel() for p in agent.trained_parameters()) == trained

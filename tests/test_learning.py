@@ -14,7 +14,20 @@ pytestmark = pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_catch_is_solved(seed: int, command: list[str], tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    flags = ["--game", "Catch", "--preset", "cpu", "--seed", str(seed), "--run-dir", str(run_dir), "--steps", "4500", "--agent.entropy", "3e-2"]
+    flags = [
+        "--game",
+        "Catch",
+        "--preset",
+        "cpu",
+        "--seed",
+        str(seed),
+        "--run-dir",
+        str(run_dir),
+        "--steps",
+        "4500",
+        "--agent.entropy",
+        "3e-2",
+    ]
     subprocess.run([*command, "train", *flags], check=True)
     means = {}
     for policy in ("random", "agent"):

@@ -30,14 +30,27 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ignore = shutil.ignore_patterns(".*", "__pycache__", "runs", "build", "dist", "*.egg-info", "results")
     shutil.copytree(ROOT, work / "source", ignore=ignore)
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
-    run(*pip, "wheel", "--quiet", "--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir", work, work / "source", cwd=work)
+    run(
+        *pip,
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+        "--no-build-isolation",
+        "--wheel-dir",
+        work,
+        work / "source",
+        cwd=work,
+    )
     (path,) = work.glob("*.whl")
     return path
 
 
 def test_wheel_holds_the_two_packages_and_nothing_else(wheel: Path) -> None:
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    sources = {f"{package}/{path.relative_to(folder)}" for package, folder in PACKAGES.items() for path in folder.rglob("*.py")}
+    sources = {
+        f"{package}/{path.relative_to(folder)}" for package, folder in PACKAGES.items() for path in folder.rglob("*.py")
+    }
     assert names == sources
 
 
@@ -86,8 +99,21 @@ def normalised(name: str) -> str:
 
 def needs(requirements: list[str]) -> set[str]:
     """Names of requirements whose marker may hold on a supported Python: those of extras and of other systems left out."""
-    other = ("extra ==", "extra==", "win32", "Windows", "Darwin", "darwin", 'python_version < "3.11"', "python_version < '3.10'")
-    return {normalised(re.split(r"[ ;\[<>=!~(]", item)[0]) for item in requirements if not any(word in item for word in other)}
+    other = (
+        "extra ==",
+        "extra==",
+        "win32",
+        "Windows",
+        "Darwin",
+        "darwin",
+        'python_version < "3.11"',
+        "python_version < '3.10'",
+    )
+    return {
+        normalised(re.split(r"[ ;\[<>=!~(]", item)[0])
+        for item in requirements
+        if not any(word in item for word in other)
+    }
 
 
 @pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])

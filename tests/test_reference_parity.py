@@ -15,15 +15,37 @@ import pytest
 import torch
 
 from stormfast.agent import Agent
-from stormfast.config import override
+from stormfast.schema import override
 from stormfast.world_model import WorldModel
 
 HERE = Path(__file__).parent
 SCRIPT, FILE = HERE / "reference_parity.py", HERE / "data" / "storm_reference.json"
 
 SIZES = [
-    {"hidden": 24, "layers": 3, "heads": 3, "batch": 3, "length": 5, "actions": 4, "agent_hidden": 20, "max_length": 9, "seed": 11, "classes": 7},
-    {"hidden": 16, "layers": 1, "heads": 1, "batch": 2, "length": 10, "actions": 18, "agent_hidden": 8, "max_length": 10, "gamma": 0.9, "lam": 0.5},
+    {
+        "hidden": 24,
+        "layers": 3,
+        "heads": 3,
+        "batch": 3,
+        "length": 5,
+        "actions": 4,
+        "agent_hidden": 20,
+        "max_length": 9,
+        "seed": 11,
+        "classes": 7,
+    },
+    {
+        "hidden": 16,
+        "layers": 1,
+        "heads": 1,
+        "batch": 2,
+        "length": 10,
+        "actions": 18,
+        "agent_hidden": 8,
+        "max_length": 10,
+        "gamma": 0.9,
+        "lam": 0.5,
+    },
 ]
 
 
@@ -75,7 +97,10 @@ def layers_of(names, layers):
 
 def shapes_of(module, names):
     state = module.state_dict()
-    return [[name, [] if name.endswith("num_batches_tracked") else list(state[parity.our_name(name)].shape)] for name in names]
+    return [
+        [name, [] if name.endswith("num_batches_tracked") else list(state[parity.our_name(name)].shape)]
+        for name in names
+    ]
 
 
 def resized(sizes):
@@ -96,8 +121,13 @@ def resized(sizes):
             "agent.width": settings["agent_hidden"],
         },
     )
-    world_model, agent = WorldModel(config.world_model, settings["actions"]), Agent(config.agent, config.world_model, settings["actions"])
-    figures["world_model_parameters"] = shapes_of(world_model, layers_of([name for name, _ in FIGURES["world_model_parameters"]], layers))
+    world_model, agent = (
+        WorldModel(config.world_model, settings["actions"]),
+        Agent(config.agent, config.world_model, settings["actions"]),
+    )
+    figures["world_model_parameters"] = shapes_of(
+        world_model, layers_of([name for name, _ in FIGURES["world_model_parameters"]], layers)
+    )
     figures["agent_parameters"] = shapes_of(agent, [name for name, _ in FIGURES["agent_parameters"]])
     for figure in ("gradient_l2", "parameter_change_l2_after_adam"):
         figures["train_mode"][figure] = dict.fromkeys(layers_of(FIGURES["train_mode"][figure], layers), 0.0)
@@ -122,7 +152,13 @@ def recorded(ours, theirs):
     if isinstance(theirs, dict) and "l2" in theirs:
         flat = ours.detach().double().flatten().numpy()
         at = sorted({0, len(flat) - 1, *np.random.RandomState(0).randint(len(flat), size=5).tolist()})
-        return {"size": len(flat), "sum": float(flat.sum()), "l2": float(np.linalg.norm(flat)), "at": at, "values": flat[at].tolist()}
+        return {
+            "size": len(flat),
+            "sum": float(flat.sum()),
+            "l2": float(np.linalg.norm(flat)),
+            "at": at,
+            "values": flat[at].tolist(),
+        }
     if isinstance(theirs, dict):
         return {name: float(value) for name, value in ours.items()}
     return ours.tolist() if isinstance(theirs, list) else float(ours)
@@ -156,10 +192,12 @@ def test_files_of_other_sizes_are_compared(synthetic, index, tmp_path, capsys):
     assert status(synthetic(index), tmp_path) == 0
     printed = capsys.readouterr().out.splitlines()
     a_layer = sum(".layer_stack.0." in name for name in FIGURES["train_mode"]["gradient_l2"])
-    assert len(printed) - 1 == 284 + (SIZES[index]["layers"] - 2) * 2 * a_layer  # a gradient and a step of each parameter
-    assert math.prod(dict(synthetic(index)["world_model_parameters"])["storm_transformer.position_encoding.pos_emb.weight"]) == (
-        SIZES[index]["max_length"] * SIZES[index]["hidden"]
-    )
+    assert (
+        len(printed) - 1 == 284 + (SIZES[index]["layers"] - 2) * 2 * a_layer
+    )  # a gradient and a step of each parameter
+    assert math.prod(
+        dict(synthetic(index)["world_model_parameters"])["storm_transformer.position_encoding.pos_emb.weight"]
+    ) == (SIZES[index]["max_length"] * SIZES[index]["hidden"])
 
 
 def numbers(node, path=()):
@@ -214,7 +252,10 @@ def test_any_number_that_is_changed_is_noticed(synthetic):
     assert missed == []
 
 
-@pytest.mark.parametrize(("setting", "value"), [("length", 6), ("batch", 4), ("gamma", 0.98), ("seed", 12), ("entropy_coef", 0.1), ("heads", 2)])
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("length", 6), ("batch", 4), ("gamma", 0.98), ("seed", 12), ("entropy_coef", 0.1), ("heads", 2)],
+)
 def test_another_setting_gives_other_figures(synthetic, setting, value, tmp_path, capsys):
     figures = synthetic(0)
     figures["settings"][setting] = value
@@ -258,7 +299,9 @@ def test_the_command_fails_on_a_changed_number(synthetic, tmp_path):
 # --- garbage -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("content", [b"no json", b"", b"\xff\xfe\x00\x80", b"[1, 2]", b"3", b"null", b"{}", b'{"settings": {}}'])
+@pytest.mark.parametrize(
+    "content", [b"no json", b"", b"\xff\xfe\x00\x80", b"[1, 2]", b"3", b"null", b"{}", b'{"settings": {}}']
+)
 def test_garbage_is_told_in_one_line(content, tmp_path, capsys):
     path = tmp_path / "garbage.json"
     path.write_bytes(content)

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from stormfast.batch import Transition
 from stormfast.demonstration import Demonstration
-from stormfast.replay import ROW, ROW_BYTES, Replay, draw_windows, fields_of, to_device_packed
+from stormfast.device import to_device_packed
+from stormfast.records import Transition
+from stormfast.replay import ROW, ROW_BYTES, Replay, draw_windows, fields_of
 
 CPU = torch.device("cpu")
 
@@ -52,7 +53,10 @@ def transition(rng, num_streams, step=0):
 def filled(capacity, num_streams, num_appends, seed=0, **options):
     """A replay and its oracle after the same appends."""
     rng = np.random.default_rng(seed)
-    replay, naive = Replay(capacity, num_streams, CPU, **options), NaiveReplay(capacity, num_streams, options.get("keep_last_obs", True))
+    replay, naive = (
+        Replay(capacity, num_streams, CPU, **options),
+        NaiveReplay(capacity, num_streams, options.get("keep_last_obs", True)),
+    )
     for step in range(num_appends):
         row = transition(rng, num_streams, step)
         replay.append(row)
@@ -76,7 +80,9 @@ def every_window(replay, length):
     ages = np.concatenate([np.arange(n) for n in starts])
     drawn = []
     for corner in (0.001, 0.999):  # of each cell of the grid
-        uniform = torch.tensor(np.stack([(np.arange(len(cells)) + corner) / len(cells), (ages + corner) / starts[cells]]))
+        uniform = torch.tensor(
+            np.stack([(np.arange(len(cells)) + corner) / len(cells), (ages + corner) / starts[cells]])
+        )
         drawn.append(draw_windows(uniform, replay._oldest, replay._length, replay.rows_per_stream, length, 1.0))
         np.testing.assert_array_equal(drawn[-1][:, 0].numpy() // replay.rows_per_stream, cells)
     assert torch.equal(*drawn)
@@ -116,7 +122,9 @@ def test_a_batch_has_the_dtypes_of_the_record():
     replay, _ = filled(10, 1, 8)
     batch = replay.sample(5, 4, generator())
     assert batch.obs.shape == (5, 4, 3, 64, 64)
-    assert batch.obs.flatten(0, -4).data_ptr() == batch.obs.data_ptr(), "the world model flattens frames: that must not copy them"
+    assert batch.obs.flatten(0, -4).data_ptr() == batch.obs.data_ptr(), (
+        "the world model flattens frames: that must not copy them"
+    )
     dtypes = {field.name: getattr(batch, field.name).dtype for field in dataclasses.fields(batch)}
     flags = dict.fromkeys(("terminated", "truncated", "life_lost", "is_first", "is_last"), torch.bool)
     assert dtypes == {"obs": torch.uint8, "action": torch.int64, "reward": torch.float32, **flags}
@@ -156,7 +164,9 @@ def test_recency_has_the_documented_distribution(recency):
     age = (newest_start - index[:, 0]) % 23
     found = torch.bincount(age, minlength=n).double() / grid
     edges = (torch.arange(n + 1, dtype=torch.float64) / n) ** (1 / recency)
-    torch.testing.assert_close(found, edges.diff(), rtol=0, atol=1.01 / grid)  # a cell may miss half a grid point at each end
+    torch.testing.assert_close(
+        found, edges.diff(), rtol=0, atol=1.01 / grid
+    )  # a cell may miss half a grid point at each end
 
 
 def test_recency_favours_recent_windows_in_samples():
@@ -188,7 +198,9 @@ class NoSync(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func._schema.name.removeprefix("aten::").rstrip("_")
         indices = args[1] if name in ("index", "index_put") else ()
-        by_mask = any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in indices)  # nonzero, hidden
+        by_mask = any(
+            index is not None and index.dtype in (torch.bool, torch.uint8) for index in indices
+        )  # nonzero, hidden
         if by_mask or name in ("_local_scalar_dense", "item", "nonzero", "masked_select", "equal"):
             raise AssertionError(f"{func} synchronises")
         return func(*args, **(kwargs or {}))
@@ -196,7 +208,11 @@ class NoSync(TorchDispatchMode):
 
 def test_the_detector_detects():
     with NoSync():
-        for sync in (lambda: torch.ones(1).item(), lambda: bool(torch.ones(1) > 0), lambda: torch.ones(3)[torch.ones(3) > 0]):
+        for sync in (
+            lambda: torch.ones(1).item(),
+            lambda: bool(torch.ones(1) > 0),
+            lambda: torch.ones(3)[torch.ones(3) > 0],
+        ):
             with pytest.raises(AssertionError, match="synchronises"):
                 sync()
 
@@ -244,7 +260,9 @@ def test_the_fields_of_a_row_do_not_overlap_and_are_aligned():
     for name, field in fields.items():
         assert (field.dtype, tuple(field.shape)) == (ROW[name][0], (3, *ROW[name][2]))
         rows.zero_()
-        field.view(torch.uint8 if field.dtype == torch.bool else field.dtype)[1].fill_(float("nan") if field.dtype == torch.float32 else 1)
+        field.view(torch.uint8 if field.dtype == torch.bool else field.dtype)[1].fill_(
+            float("nan") if field.dtype == torch.float32 else 1
+        )
         assert not rows[[0, 2]].any()
         seen += rows[1] != 0
     assert seen.max() == 1
@@ -333,7 +351,10 @@ print(resident() - before)
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"obs": np.zeros((2, 64, 64, 3), np.uint8)}, r"obs must be uint8 \(2, 3, 64, 64\), got uint8 \(2, 64, 64, 3\)"),
+        (
+            {"obs": np.zeros((2, 64, 64, 3), np.uint8)},
+            r"obs must be uint8 \(2, 3, 64, 64\), got uint8 \(2, 64, 64, 3\)",
+        ),
         ({"obs": np.zeros((2, 3, 64, 64), np.float32)}, "obs must be uint8"),
         ({"action": np.zeros(2, np.int32)}, r"action must be int64 \(2,\), got int32"),
         ({"action": np.zeros(3, np.int64)}, "action must be int64"),
@@ -404,7 +425,9 @@ def test_the_last_windows_come_from_the_demonstration(share, expected):
             t = int(-batch.reward[b, 0]) - 1
             seen.add(t)
             for name in ("obs", "action", "reward", "terminated", "is_first"):
-                np.testing.assert_array_equal(getattr(batch, name)[b].numpy(), getattr(play, name)[t : t + 4], err_msg=name)
+                np.testing.assert_array_equal(
+                    getattr(batch, name)[b].numpy(), getattr(play, name)[t : t + 4], err_msg=name
+                )
             for name in ("truncated", "life_lost", "is_last"):
                 assert not getattr(batch, name)[b].any()
     assert seen == (set(range(6)) if expected > 1 else seen)

@@ -8,33 +8,46 @@ from stormfast.returns import ReturnScale, lambda_return, percentiles
 
 def draw(batch=3, horizon=7, seed=0):
     g = torch.Generator().manual_seed(seed)
-    reward, value = torch.randn(batch, horizon, generator=g).double(), torch.randn(batch, horizon + 1, generator=g).double()
+    reward, value = (
+        torch.randn(batch, horizon, generator=g).double(),
+        torch.randn(batch, horizon + 1, generator=g).double(),
+    )
     return reward, torch.rand(batch, horizon, generator=g).double(), value
 
 
-def naive(reward, cont, value, lam, bootstrap, t=0):
+def naive(reward, discount, value, lam, bootstrap, t=0):
     """G[t] of one rollout, from lists of numbers, by recursion."""
     if t == len(reward):
         return value[t]
     mixed_in = value[t + 1] if bootstrap == "next" else value[t]
-    return reward[t] + cont[t] * ((1 - lam) * mixed_in + lam * naive(reward, cont, value, lam, bootstrap, t + 1))
+    return reward[t] + discount[t] * (
+        (1 - lam) * mixed_in + lam * naive(reward, discount, value, lam, bootstrap, t + 1)
+    )
 
 
 @pytest.mark.parametrize("bootstrap", ["next", "current"])
 @pytest.mark.parametrize("lam", [0.0, 0.3, 0.95, 1.0])
 @pytest.mark.parametrize("shape", [(3, 7), (1, 1), (2, 16)])
 def test_lambda_return_is_the_recursion(bootstrap, lam, shape):
-    reward, cont, value = draw(*shape)
-    expected = [[naive(*(x[b].tolist() for x in (reward, cont, value)), lam, bootstrap, t) for t in range(shape[1])] for b in range(shape[0])]
+    reward, discount, value = draw(*shape)
+    expected = [
+        [naive(*(x[b].tolist() for x in (reward, discount, value)), lam, bootstrap, t) for t in range(shape[1])]
+        for b in range(shape[0])
+    ]
     torch.testing.assert_close(
-        lambda_return(reward, cont, value, lam, bootstrap), torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-12
+        lambda_return(reward, discount, value, lam, bootstrap),
+        torch.tensor(expected, dtype=torch.float64),
+        rtol=1e-12,
+        atol=1e-12,
     )
 
 
 def test_lambda_0_is_one_step_td_and_lambda_1_monte_carlo():
-    reward, cont, value = draw()
-    torch.testing.assert_close(lambda_return(reward, cont, value, 0.0), reward + cont * value[:, 1:])
-    torch.testing.assert_close(lambda_return(reward, cont, value, 0.0, "current"), reward + cont * value[:, :-1])
+    reward, discount, value = draw()
+    torch.testing.assert_close(lambda_return(reward, discount, value, 0.0), reward + discount * value[:, 1:])
+    torch.testing.assert_close(
+        lambda_return(reward, discount, value, 0.0, "current"), reward + discount * value[:, :-1]
+    )
     gamma = torch.full_like(reward, 0.9)
     expected = sum(0.9**t * reward[:, t] for t in range(7)) + 0.9**7 * value[:, 7]
     for bootstrap in ("next", "current"):
@@ -43,28 +56,30 @@ def test_lambda_0_is_one_step_td_and_lambda_1_monte_carlo():
 
 def test_exact_values_are_a_fixed_point():
     """Values that satisfy the Bellman equation are their own lambda-return, for "next" alone."""
-    reward, cont, value = draw()
+    reward, discount, value = draw()
     for t in reversed(range(7)):
-        value[:, t] = reward[:, t] + cont[:, t] * value[:, t + 1]
-    torch.testing.assert_close(lambda_return(reward, cont, value, 0.6), value[:, :-1])
-    assert (lambda_return(reward, cont, value, 0.6, "current") - value[:, :-1]).abs().max() > 0.1
+        value[:, t] = reward[:, t] + discount[:, t] * value[:, t + 1]
+    torch.testing.assert_close(lambda_return(reward, discount, value, 0.6), value[:, :-1])
+    assert (lambda_return(reward, discount, value, 0.6, "current") - value[:, :-1]).abs().max() > 0.1
 
 
 def test_an_end_cuts_what_follows():
-    reward, cont, value = draw()
-    cont[:, 3] = 0
-    before = lambda_return(reward, cont, value, 0.8)
+    reward, discount, value = draw()
+    discount[:, 3] = 0
+    before = lambda_return(reward, discount, value, 0.8)
     torch.testing.assert_close(before[:, 3], reward[:, 3])
-    reward[:, 4:], cont[:, 4:], value[:, 4:] = 100, 0.5, -100
-    after = lambda_return(reward, cont, value, 0.8)
+    reward[:, 4:], discount[:, 4:], value[:, 4:] = 100, 0.5, -100
+    after = lambda_return(reward, discount, value, 0.8)
     assert torch.equal(after[:, :4], before[:, :4])
     assert (after[:, 4:] != before[:, 4:]).all()
 
 
-@pytest.mark.parametrize(("cont", "value"), [((3, 6), (3, 8)), ((1, 7), (3, 8)), ((3, 7), (3, 7)), ((3, 7), (1, 8)), ((3, 7), (3, 9))])
-def test_shapes_that_would_broadcast_are_refused(cont, value):
+@pytest.mark.parametrize(
+    ("discount", "value"), [((3, 6), (3, 8)), ((1, 7), (3, 8)), ((3, 7), (3, 7)), ((3, 7), (1, 8)), ((3, 7), (3, 9))]
+)
+def test_shapes_that_would_broadcast_are_refused(discount, value):
     with pytest.raises(ValueError, match=r"must fit, got \(3, 7\)"):
-        lambda_return(torch.zeros(3, 7), torch.zeros(cont), torch.zeros(value), 0.5)
+        lambda_return(torch.zeros(3, 7), torch.zeros(discount), torch.zeros(value), 0.5)
 
 
 @pytest.mark.parametrize("count", [1, 2, 19, 20, 21, 100, 333])

@@ -14,19 +14,29 @@ from typing import Any
 import pytest
 import torch
 
-from stormfast.checkpoint import load_checkpoint
-from stormfast.config import TrainConfig, override, preset_config, to_json
+from stormfast.config import TrainConfig, preset_config
 from stormfast.errors import UserError
-from stormfast.run import env_seed
+from stormfast.runs.checkpoint import load_checkpoint
+from stormfast.runs.run import env_seed
+from stormfast.schema import override, to_json
 from stormfast.train import crossed, due, train
 
 ROOT = Path(__file__).resolve().parent.parent
-SMALL = {"world_model.channels": (2, 3, 4, 5), "world_model.width": 16, "imagination.batch_size": 4, "imagination.horizon": 3, "agent.width": 8}
+SMALL = {
+    "world_model.channels": (2, 3, 4, 5),
+    "world_model.width": 16,
+    "imagination.batch_size": 4,
+    "imagination.horizon": 3,
+    "agent.width": 8,
+}
 
 
 def small_config(run_dir: Path, **overrides: Any) -> TrainConfig:
     values = SMALL | {"run_dir": str(run_dir), "device": "cpu", "logging.tensorboard": False, "acting.random_steps": 40}
-    return override(preset_config("tiny", "standard"), values | {name.replace("__", "."): value for name, value in overrides.items()})
+    return override(
+        preset_config("tiny", "standard"),
+        values | {name.replace("__", "."): value for name, value in overrides.items()},
+    )
 
 
 def run(config: TrainConfig) -> Path:
@@ -56,9 +66,19 @@ def test_crossed_fires_once_an_interval_for_any_stride() -> None:
         assert len(fired) == steps[-1] // 50
 
 
-@pytest.mark.parametrize(("game", "backend", "num_envs"), [("Catch", "auto", 1), ("Catch", "auto", 3), ("Pong", "ale", 1)])
-def test_resumed_run_is_bit_identical_to_an_uninterrupted_one(tmp_path: Path, game: str, backend: str, num_envs: int) -> None:
-    options = {"game": game, "env_backend": backend, "num_envs": num_envs, "logging__save_every": 60, "env__noop_max": 5}
+@pytest.mark.parametrize(
+    ("game", "backend", "num_envs"), [("Catch", "auto", 1), ("Catch", "auto", 3), ("Pong", "ale", 1)]
+)
+def test_resumed_run_is_bit_identical_to_an_uninterrupted_one(
+    tmp_path: Path, game: str, backend: str, num_envs: int
+) -> None:
+    options = {
+        "game": game,
+        "env_backend": backend,
+        "num_envs": num_envs,
+        "logging__save_every": 60,
+        "env__noop_max": 5,
+    }
     whole = run(small_config(tmp_path / "whole", steps=120, **options))
     torch.manual_seed(123)  # a resume must not lean on what this process drew before
     halves = small_config(tmp_path / "halves", steps=60, **options)
@@ -94,14 +114,20 @@ def test_finished_episodes_are_logged_with_their_return(tmp_path: Path) -> None:
 
 
 def test_several_environments_count_their_steps_together(tmp_path: Path) -> None:
-    run(small_config(tmp_path / "run", game="Breakout", num_envs=4, steps=80, env_backend="envpool", acting__random_steps=60))
+    run(
+        small_config(
+            tmp_path / "run", game="Breakout", num_envs=4, steps=80, env_backend="envpool", acting__random_steps=60
+        )
+    )
     checkpoint = load_checkpoint(tmp_path / "run", "cpu")
     assert checkpoint.step == 80
     assert not any(name.startswith("env.") for name in checkpoint.tensors)  # envpool has no state to save
 
 
 def test_envpool_run_resumes_with_new_episodes(tmp_path: Path) -> None:
-    config = small_config(tmp_path / "run", game="Breakout", num_envs=2, steps=60, env_backend="envpool", acting__random_steps=40)
+    config = small_config(
+        tmp_path / "run", game="Breakout", num_envs=2, steps=60, env_backend="envpool", acting__random_steps=40
+    )
     run(config)
     run(replace(config, steps=90, resume=True))
     assert load_checkpoint(tmp_path / "run", "cpu").step == 90
@@ -109,10 +135,14 @@ def test_envpool_run_resumes_with_new_episodes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("protocol", ["standard", "reference"])
 @pytest.mark.parametrize(
-    "overrides", [{"world_model.tokens": "separate"}, {"agent.state": "hidden"}, {"agent.state": "latent", "agent.minibatches": 2}]
+    "overrides",
+    [{"world_model.tokens": "separate"}, {"agent.state": "hidden"}, {"agent.state": "latent", "agent.minibatches": 2}],
 )
 def test_every_variant_trains(tmp_path: Path, protocol: str, overrides: dict[str, Any]) -> None:
-    base = override(preset_config("tiny", protocol), SMALL | {"device": "cpu", "acting.random_steps": 40, "steps": 48, "logging.tensorboard": False})
+    base = override(
+        preset_config("tiny", protocol),
+        SMALL | {"device": "cpu", "acting.random_steps": 40, "steps": 48, "logging.tensorboard": False},
+    )
     run(override(base, {"game": "Breakout", "run_dir": str(tmp_path / "run")} | overrides))
     assert load_checkpoint(tmp_path / "run", "cpu").step == 48
 
@@ -155,7 +185,18 @@ def test_a_finished_run_has_nothing_to_do(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_a_reader_that_leaves_does_not_end_the_run(tmp_path: Path, command: list[str]) -> None:
-    flags = ["--game", "Catch", "--preset", "tiny", "--steps", "120", "--run-dir", str(tmp_path / "run"), "--logging.every", "10"]
+    flags = [
+        "--game",
+        "Catch",
+        "--preset",
+        "tiny",
+        "--steps",
+        "120",
+        "--run-dir",
+        str(tmp_path / "run"),
+        "--logging.every",
+        "10",
+    ]
     process = subprocess.Popen([*command, "train", *flags], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
     assert process.stderr is not None
     process.stderr.readline()
@@ -167,9 +208,24 @@ def test_a_reader_that_leaves_does_not_end_the_run(tmp_path: Path, command: list
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_leaves_with_one_line(tmp_path: Path, number: signal.Signals) -> None:
     run_dir = tmp_path / "run"
-    flags = ["--game", "Catch", "--preset", "tiny", "--steps", "1000000", "--run-dir", str(run_dir), "--device", "cpu", "--logging.every", "20"]
+    flags = [
+        "--game",
+        "Catch",
+        "--preset",
+        "tiny",
+        "--steps",
+        "1000000",
+        "--run-dir",
+        str(run_dir),
+        "--device",
+        "cpu",
+        "--logging.every",
+        "20",
+    ]
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, "-m", "stormfast", "train", *flags], stderr=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "stormfast", "train", *flags], stderr=subprocess.PIPE, text=True, env=environment
+    )
     metrics = run_dir / "metrics.jsonl"
     deadline = time.monotonic() + 60
     while not (metrics.exists() and metrics.read_text().count("\n") >= 5):

@@ -65,7 +65,9 @@ def test_a_directory_that_cannot_be_written(tmp_path):
         check_video_path(tmp_path / "a.mp4")
 
 
-@pytest.mark.parametrize("frames", [np.zeros((0, 64, 64, 3), np.uint8), np.zeros((2, 64, 64, 3)), np.zeros((2, 3, 64, 64), np.uint8)])
+@pytest.mark.parametrize(
+    "frames", [np.zeros((0, 64, 64, 3), np.uint8), np.zeros((2, 64, 64, 3)), np.zeros((2, 3, 64, 64), np.uint8)]
+)
 def test_other_frames_are_refused(tmp_path, frames):
     with pytest.raises(ValueError, match="uint8, got"):
         write_mp4(tmp_path / "a.mp4", frames)

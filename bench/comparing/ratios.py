@@ -135,14 +135,18 @@ def paired_ratio(launches: Sequence[tuple[ArrayLike, ArrayLike]], confidence: fl
     first, second = np.triu_indices(len(sample))
     means = np.sort((sample[first] + sample[second]) / 2)
     value, low, high = np.exp([np.median(means), means[k], means[len(means) - 1 - k]])
-    return Ratio(float(value), float(low), float(high), coverage, tuple(float(np.exp(np.median(each))) for each in logs))
+    return Ratio(
+        float(value), float(low), float(high), coverage, tuple(float(np.exp(np.median(each))) for each in logs)
+    )
 
 
 def log_ratios(old: ArrayLike, new: ArrayLike) -> Floats:
     """log(new / old), [R], of rounds [R] in seconds."""
     olds, news = np.asarray(old, np.float64), np.asarray(new, np.float64)
     if olds.shape != news.shape or olds.ndim != 1 or not olds.size:
-        raise ValueError(f"rounds are paired: old {olds.shape} and new {news.shape} must be alike, of one dimension and not empty")
+        raise ValueError(
+            f"rounds are paired: old {olds.shape} and new {news.shape} must be alike, of one dimension and not empty"
+        )
     return np.log(news / olds)
 
 
@@ -192,7 +196,9 @@ def simulate_launch(truth: float, rounds: int, rng: np.random.Generator, noise: 
     return seconds[order == 0], truth * seconds[order == 1]
 
 
-def flagged(truth: float, rounds: int, launches: int, limit: float, benches: int, seed: int = 0, noise: Noise | None = None) -> float:
+def flagged(
+    truth: float, rounds: int, launches: int, limit: float, benches: int, seed: int = 0, noise: Noise | None = None
+) -> float:
     """The share of simulated benches found slower than limit, where the new side takes `truth` times as long."""
     rng, noise = np.random.default_rng(seed), noise or Noise()
     slower = 0
@@ -210,7 +216,11 @@ def flagged(truth: float, rounds: int, launches: int, limit: float, benches: int
 def table(choices: Sequence[tuple[int, int]], limit: float, benches: int) -> str:
     """Markdown: for each number of rounds and launches, what is caught and what is flagged without a change."""
     truths = (1.10, 1.15, 1.20, 1.30)
-    lines = ["| rounds | launches | " + " | ".join(f"caught at {truth:.2f}" for truth in truths) + f" | false alarms, limit {limit:g} |"]
+    lines = [
+        "| rounds | launches | "
+        + " | ".join(f"caught at {truth:.2f}" for truth in truths)
+        + f" | false alarms, limit {limit:g} |"
+    ]
     lines.append("|---" * (3 + len(truths)) + "|")
     for rounds, launches in choices:
         caught = [flagged(truth, rounds, launches, limit, benches) for truth in truths]

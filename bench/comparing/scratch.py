@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
-PREFIX = f"stormfast-compare-{platform.node()}-"  # then the owner's process id: a directory may be seen from other machines
+PREFIX = (
+    f"stormfast-compare-{platform.node()}-"  # then the owner's process id: a directory may be seen from other machines
+)
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -26,7 +28,9 @@ def scratch_directory() -> Iterator[Path]:
     for each in Path(tempfile.gettempdir()).iterdir():
         if is_abandoned(each):
             shutil.rmtree(each, ignore_errors=True)
-    heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores SIGHUP, for one
+    heeded = [
+        number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN
+    ]  # nohup ignores SIGHUP, for one
     previous = {number: signal.signal(number, leave) for number in heeded}
     try:
         scratch = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-")).resolve()

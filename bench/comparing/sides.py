@@ -12,7 +12,7 @@ from typing import Any
 from bench.comparing.trees import environment
 from bench.comparing.turns import PACKAGES, Session, Told, TurnsError, Worker, alternate
 from stormfast.errors import UserError
-from stormfast.progress import tell
+from stormfast.runs.progress import log_line
 
 USAGE, NOTHING = 4, 5  # pytest's exit statuses: refused its arguments or could not start, and found no bench
 NO_TURNS = "does not wait for its turn before each round, as time_rounds in bench/conftest.py does"
@@ -32,7 +32,12 @@ class Choice:
     verbose: bool = False
 
     def command(self, result: Path) -> list[str]:
-        options = ["--device", self.device, *(["--rounds", str(self.rounds)] if self.rounds else []), *(["-k", self.keyword] if self.keyword else [])]
+        options = [
+            "--device",
+            self.device,
+            *(["--rounds", str(self.rounds)] if self.rounds else []),
+            *(["-k", self.keyword] if self.keyword else []),
+        ]
         quiet = ["-q", "--continue-on-collection-errors", "-p", "no:cacheprovider", "-p", "bench.comparing.turns"]
         return [sys.executable, "-m", "pytest", *quiet, f"--benchmark-json={result}", *options, *self.paths]
 
@@ -71,9 +76,13 @@ def time_in_turn(old: Side, new: Side, choice: Choice, scratch: Path) -> Timing:
     """
     timing, found = Timing(failures={old.name: {}, new.name: {}}), []
     for launch in range(choice.launches):
-        tell(f"launch {launch + 1} of {choice.launches}: {old.name} and {new.name} in turn ...")
+        log_line(f"launch {launch + 1} of {choice.launches}: {old.name} and {new.name} in turn ...")
         found.append(launch_pair([old, new] if launch % 2 == 0 else [new, old], choice, scratch, timing))
-    names = [bench for bench in found[0][new.name] if all(bench in sides[each.name] for sides in found for each in (old, new))]
+    names = [
+        bench
+        for bench in found[0][new.name]
+        if all(bench in sides[each.name] for sides in found for each in (old, new))
+    ]
     timing.pairs = {bench: [(sides[old.name][bench], sides[new.name][bench]) for sides in found] for bench in names}
     return timing
 
@@ -99,7 +108,9 @@ def starter(side: Side, log: Path, result: Path, choice: Choice) -> Callable[[],
     def start() -> Worker:
         with open(log, "wb") as file:
             output = sys.stderr.fileno() if choice.verbose else file
-            return Worker(side.name, choice.command(result), side.tree, environment(side.tree, side.commit, result.parent), output)
+            return Worker(
+                side.name, choice.command(result), side.tree, environment(side.tree, side.commit, result.parent), output
+            )
 
     return start
 
@@ -109,7 +120,9 @@ def check_status(side: Side, status: int, log: Path) -> None:
     if status == NOTHING:
         raise UserError(f"no bench of {side.name} is so named; `python -m pytest bench --collect-only -q` lists them")
     said = [line for line in log.read_text(errors="replace").splitlines() if line.strip()] or ["it said nothing"]
-    errors = [line.removeprefix("ERROR:").removeprefix("E ").strip() for line in said if line.startswith(("ERROR:", "E "))]
+    errors = [
+        line.removeprefix("ERROR:").removeprefix("E ").strip() for line in said if line.startswith(("ERROR:", "E "))
+    ]
     error = (errors or said)[-1]
     if status == USAGE:
         raise UserError(f"{side.name}: pytest cannot run these benches: {error}; choose others, or another ref")
@@ -125,7 +138,9 @@ def check_packages(side: Side, told: Told) -> None:
             raise TurnsError(f"{side.name}: timed {name} of {origin} instead of its own in {side.tree}: has it one?")
 
 
-def read_result(side: Side, result: Path, timing: Timing, queued: Mapping[str, Rounds] = MappingProxyType({})) -> dict[str, Rounds]:
+def read_result(
+    side: Side, result: Path, timing: Timing, queued: Mapping[str, Rounds] = MappingProxyType({})
+) -> dict[str, Rounds]:
     """Bench -> seconds a call of each round, without those that it was `queued` for a core; the machine goes to `timing`."""
     if not result.exists():  # nothing ran to its end
         return {}
@@ -187,7 +202,7 @@ def time_alone(side: Side, choice: Choice, scratch: Path) -> tuple[dict[str, Rou
     timing, rounds = Timing(failures={side.name: {}}), dict[str, Rounds]()
     log, result = scratch / "log", scratch / "result.json"
     for launch in range(choice.launches):
-        tell(f"launch {launch + 1} of {choice.launches} ...")
+        log_line(f"launch {launch + 1} of {choice.launches} ...")
         result.unlink(missing_ok=True)
         session = alternate([starter(side, log, result, choice)], choice.patience)
         check_status(side, session.status[0], log)
@@ -203,8 +218,17 @@ def run_counts(side: Side, scratch: Path) -> tuple[Path, list[str]]:
     """Has bench/counts.py count in a side's tree. Returns: its file, and what it said on stderr. Raises: UserError where it fails."""
     result = scratch / f"{side.name}-counts.json"
     command = [sys.executable, "bench/counts.py", "--json", str(result)]
-    done = subprocess.run(command, cwd=side.tree, env=environment(side.tree, side.commit, scratch), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command,
+        cwd=side.tree,
+        env=environment(side.tree, side.commit, scratch),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     said = [line for line in done.stderr.splitlines() if line.strip()]
     if done.returncode or not result.exists():
-        raise UserError(f"{side.name}: bench/counts.py cannot count there: {said[-1] if said else done.returncode}; --no-counts leaves counts out")
+        raise UserError(
+            f"{side.name}: bench/counts.py cannot count there: {said[-1] if said else done.returncode}; --no-counts leaves counts out"
+        )
     return result, [f"{side.name}: {line}" for line in said if "left out" in line]

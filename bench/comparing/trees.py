@@ -16,7 +16,9 @@ from bench.comparing.scratch import is_abandoned, uninterrupted
 from stormfast.errors import UserError
 
 RULER = ("bench", "pyproject.toml")
-LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "runs", "build", "dist", "*.egg-info", "__pycache__", ".*_cache", ".benchmarks", "results")
+LEFT_OUT = shutil.ignore_patterns(
+    ".git", ".venv", "runs", "build", "dist", "*.egg-info", "__pycache__", ".*_cache", ".benchmarks", "results"
+)
 SHORT = 12  # letters of a commit
 
 
@@ -37,7 +39,9 @@ def resolve(root: Path, ref: str) -> str:
         return git(root, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}")
     except UserError:
         git(root, "rev-parse", "--git-dir")  # says so where this is no checkout
-        raise UserError(f"--against must be a branch, tag or commit of this checkout, got {ref!r}; `git log --oneline` lists commits") from None
+        raise UserError(
+            f"--against must be a branch, tag or commit of this checkout, got {ref!r}; `git log --oneline` lists commits"
+        ) from None
 
 
 def snapshot(root: Path, into: Path) -> Path:
@@ -49,7 +53,9 @@ def snapshot(root: Path, into: Path) -> Path:
         shutil.copytree(root, into, ignore=LEFT_OUT, symlinks=True)
     except shutil.Error as error:
         file, _, why = error.args[0][0]
-        raise UserError(f"{file} cannot be copied to {tempfile.gettempdir()}: {why}; remove it, or set TMPDIR to another directory") from None
+        raise UserError(
+            f"{file} cannot be copied to {tempfile.gettempdir()}: {why}; remove it, or set TMPDIR to another directory"
+        ) from None
     return into
 
 

@@ -64,7 +64,7 @@ class Turns:
         if self._ids:
             bench_id = self._ids[index]
         self.round_over()
-        self.tell(at=bench_id, index=index, round=round)
+        self.log_line(at=bench_id, index=index, round=round)
         if os.read(self._read, 1) != GO:
             pytest.exit("the comparison that these benches took turns for is gone", returncode=1)
         self._running, self._began = bench_id, moments()
@@ -73,10 +73,10 @@ class Turns:
         """Says how long the round that ran, if one did, had to wait for a core: 0 where other threads of this process may have held it."""
         if self._running:
             wall, queued, others = (now - then for now, then in zip(moments(), self._began, strict=True))
-            self.tell(ran=self._running, queued=queued if others < OTHERS * wall else 0.0)
+            self.log_line(ran=self._running, queued=queued if others < OTHERS * wall else 0.0)
             self._running = ""
 
-    def tell(self, **message: Any) -> None:
+    def log_line(self, **message: Any) -> None:
         line = json.dumps(message).encode() + b"\n"
         while line:
             line = line[os.write(self._write, line) :]
@@ -84,7 +84,7 @@ class Turns:
     def collected(self, ids: list[str]) -> None:
         """Says which benches will run, in order, and which packages they time."""
         self._ids = ids
-        self.tell(collected=ids, packages={name: _origin(name) for name in PACKAGES})
+        self.log_line(collected=ids, packages={name: _origin(name) for name in PACKAGES})
 
 
 def moments() -> tuple[float, float, float]:
@@ -173,10 +173,14 @@ class Told:
 class Worker:
     """A pytest process that waits for its turns."""
 
-    def __init__(self, name: str, command: Sequence[str], tree: Path, environment: Mapping[str, str], output: int | IO[bytes]) -> None:
+    def __init__(
+        self, name: str, command: Sequence[str], tree: Path, environment: Mapping[str, str], output: int | IO[bytes]
+    ) -> None:
         """Starts it in a directory, in a process group of its own. Raises: OSError."""
         self.name, self.told = name, Told()
-        self.at: tuple[str, int, int] | None = None  # the bench it waits at, its index, its round; None when it runs or has ended
+        self.at: tuple[str, int, int] | None = (
+            None  # the bench it waits at, its index, its round; None when it runs or has ended
+        )
         self._buffer, self._ran = b"", ""
         read, theirs_to_write = os.pipe()
         theirs_to_read, write = os.pipe()
@@ -222,7 +226,9 @@ class Worker:
                 self._ended()
                 return
             elif time.monotonic() > heard + patience:
-                raise TurnsError(f"{self.name}: neither a round nor an end within {patience:g} s; raise --patience if a round may take longer")
+                raise TurnsError(
+                    f"{self.name}: neither a round nor an end within {patience:g} s; raise --patience if a round may take longer"
+                )
 
     def _ended(self) -> None:
         """Raises: TurnsError where it did not end by itself, as pytest does whatever fails."""
@@ -299,7 +305,9 @@ def alternate(starts: Sequence[Callable[[], Worker]], patience: float) -> Sessio
                 worker, bench = the_one_behind(waiting)
                 worker.go(patience)
                 alone[bench] += 1
-        return Session([worker.told for worker in workers], [worker.process.returncode for worker in workers], paired, alone)
+        return Session(
+            [worker.told for worker in workers], [worker.process.returncode for worker in workers], paired, alone
+        )
 
 
 def the_one_behind(waiting: Sequence[tuple[Worker, tuple[str, int, int]]]) -> tuple[Worker, str]:

@@ -11,7 +11,7 @@ from typing import Any
 from bench.comparing.ratios import AGAIN, CONFIDENCE, Ratio, Verdict, paired_ratio, unpaired_ratio
 from bench.comparing.sides import Choice, Rounds, Side, Timing, copies_of, rounds_of, time_alone, time_in_turn
 from stormfast.errors import UserError
-from stormfast.progress import tell
+from stormfast.runs.progress import log_line
 
 SAVED = "A saved run is from another time: what changed on the machine since is in the ratios. Only --against REF, in turn, is free of that."
 SAME_MACHINE = ("device", "torch", "triton", "threads", "driver")  # what a saved run should have in common
@@ -54,7 +54,11 @@ class Comparison:
     @property
     def worse(self) -> list[str]:
         """Benches that are slower or fail in the new side, and counts that rose."""
-        return [*self.having("slower"), *self.timing.failures.get("new", {}), *(each.name for each in self.counts or [] if each.worse)]
+        return [
+            *self.having("slower"),
+            *self.timing.failures.get("new", {}),
+            *(each.name for each in self.counts or [] if each.worse),
+        ]
 
     @property
     def empty(self) -> bool:
@@ -71,8 +75,10 @@ def in_turn(old: Side, new: Side, choice: Choice, limit: float, scratch: Path) -
         doubtful = tuple(bench for bench, found in comparison.benches.items() if found.ratio.doubtful(limit))
         if not doubtful:
             break
-        tell(f"{len(doubtful)} benches may be slower: timed again ...")
-        for bench, launches in time_in_turn(old, new, replace(choice, paths=doubtful, keyword=""), scratch).pairs.items():
+        log_line(f"{len(doubtful)} benches may be slower: timed again ...")
+        for bench, launches in time_in_turn(
+            old, new, replace(choice, paths=doubtful, keyword=""), scratch
+        ).pairs.items():
             timing.pairs[bench] += launches
         judge(comparison)
     return comparison
@@ -95,18 +101,31 @@ def with_saved(new: Side, saved: Path, choice: Choice, limit: float, scratch: Pa
     except (AttributeError, TypeError, ValueError) as error:
         raise UserError(f"{saved} is no run saved by `make bench`: {error}") from None
     rounds, timing = time_alone(new, choice, scratch)
-    comparison = Comparison("saved", limit, choice, timing, old=f"{saved.name} of {date}, commit {machine.get('commit', 'unknown')}", notes=[SAVED])
+    comparison = Comparison(
+        "saved",
+        limit,
+        choice,
+        timing,
+        old=f"{saved.name} of {date}, commit {machine.get('commit', 'unknown')}",
+        notes=[SAVED],
+    )
     for bench in [bench for bench in rounds if bench in before]:
         ratio = unpaired_ratio(before[bench], rounds[bench])
         comparison.benches[bench] = Compared(ratio, statistics.median(before[bench]), statistics.median(rounds[bench]))
     timing.failures["saved"] = {bench: "is not in the saved run" for bench in rounds if bench not in before}
-    comparison.notes += machine_notes(machine, timing.machine.get("new", {}), copies_of(content), timing.copies.get("new", []))
+    comparison.notes += machine_notes(
+        machine, timing.machine.get("new", {}), copies_of(content), timing.copies.get("new", [])
+    )
     return comparison
 
 
 def machine_notes(before: dict[str, Any], now: dict[str, Any], copies_before: Rounds, copies_now: Rounds) -> list[str]:
     """How the machine of a saved run differs, and how fast either copied memory."""
-    notes = [f"{name} was {before.get(name)}, is {now.get(name)}" for name in SAME_MACHINE if before.get(name) != now.get(name)]
+    notes = [
+        f"{name} was {before.get(name)}, is {now.get(name)}"
+        for name in SAME_MACHINE
+        if before.get(name) != now.get(name)
+    ]
     if copies_before and copies_now:
         then, here = statistics.median(copies_before), statistics.median(copies_now)
         notes.append(f"A copy moved {then / 1e9:.1f} GB/s then and {here / 1e9:.1f} GB/s now (x{here / then:.2f}).")
@@ -126,7 +145,10 @@ def show(comparison: Comparison) -> str:
     for side, failures in comparison.timing.failures.items():
         parts += [f"not compared: {side}: {bench}: {why}" for bench, why in failures.items()]
     if comparison.counts is not None:
-        parts += [f"count: {each.name}: {times(each.old, each.new)}{'  WORSE' if each.worse else ''}" for each in comparison.counts]
+        parts += [
+            f"count: {each.name}: {times(each.old, each.new)}{'  WORSE' if each.worse else ''}"
+            for each in comparison.counts
+        ]
         parts.append(f"counts: {len(comparison.counts)} differ, {sum(each.worse for each in comparison.counts)} rose")
     if comparison.empty:
         parts.append("nothing could be compared")
@@ -148,21 +170,29 @@ def table(comparison: Comparison) -> str:
         ratio, verdict = each.ratio, comparison.verdict(bench)
         shown = verdict.upper() if verdict == "slower" else verdict
         interval = f"{ratio.low:.3f} - {ratio.high:.3f}"
-        rows.append((bench.removeprefix("bench/"), seconds(each.old), seconds(each.new), f"{ratio.value:.3f}", interval, shown))
+        rows.append(
+            (bench.removeprefix("bench/"), seconds(each.old), seconds(each.new), f"{ratio.value:.3f}", interval, shown)
+        )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
+    ]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(lines)
 
 
 def summary(comparison: Comparison) -> str:
     found = Counter(comparison.verdict(bench) for bench in comparison.benches)
-    line = f"{len(comparison.benches)} benches: " + ", ".join(f"{found[verdict]} {verdict}" for verdict in ("slower", "faster", "same", "unclear"))
+    line = f"{len(comparison.benches)} benches: " + ", ".join(
+        f"{found[verdict]} {verdict}" for verdict in ("slower", "faster", "same", "unclear")
+    )
     return line + ("; more --rounds or --launches tell what is unclear" if found["unclear"] else "")
 
 
 def seconds(value: float) -> str:
-    unit, factor = next(((unit, factor) for unit, factor in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)) if value >= factor), ("ns", 1e-9))
+    unit, factor = next(
+        ((unit, factor) for unit, factor in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)) if value >= factor), ("ns", 1e-9)
+    )
     return f"{value / factor:.3g} {unit}" if value < 1000 else f"{value:.0f} s"
 
 
@@ -185,7 +215,13 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "machine_info": timing.machine.get("new", {}),
         "notes": comparison.notes,
         "benches": [
-            {"bench": bench, "old_seconds": each.old, "new_seconds": each.new, **dataclasses.asdict(each.ratio), "verdict": comparison.verdict(bench)}
+            {
+                "bench": bench,
+                "old_seconds": each.old,
+                "new_seconds": each.new,
+                **dataclasses.asdict(each.ratio),
+                "verdict": comparison.verdict(bench),
+            }
             for bench, each in comparison.benches.items()
         ],
         "not_compared": timing.failures,

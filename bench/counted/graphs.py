@@ -15,8 +15,8 @@ from torch._dynamo.utils import counters
 from bench.counted.phases import small_config, warm_run
 from stormfast.compile import compile_parts
 from stormfast.config import PRESETS
-from stormfast.full_step import cycle_steps
-from stormfast.run import Run
+from stormfast.measure.phases import cycle_steps
+from stormfast.runs.run import Run
 from stormfast.train import advance
 
 CYCLES = 3  # of every kind of update: the first compiles, the others should not
@@ -32,7 +32,11 @@ def of_preset(preset: str) -> dict[str, int]:
     counts: dict[str, int] = {}
     with warm_run(small_config(preset)) as run:
         for part in traced(run):
-            quantities = {"graphs": part.graphs, "graph_breaks": part.graph_breaks, "recompilations": part.recompilations}
+            quantities = {
+                "graphs": part.graphs,
+                "graph_breaks": part.graph_breaks,
+                "recompilations": part.recompilations,
+            }
             counts |= {f"compiled.{preset}.{part.name}.{quantity}": value for quantity, value in quantities.items()}
     return counts
 

@@ -21,4 +21,8 @@ def collect() -> dict[str, int]:
 
 def flat(rows: Sequence[report.Row]) -> dict[str, int]:
     """kernels.CASE.sm_TARGET.instructions, .registers, .shared, .stack and .spilled (bytes of a program, and two of a thread)."""
-    return {f"kernels.{row.case.name}.sm_{row.target}.{quantity}": getattr(row.found, quantity) for row in rows for quantity in QUANTITIES}
+    return {
+        f"kernels.{row.case.name}.sm_{row.target}.{quantity}": getattr(row.found, quantity)
+        for row in rows
+        for quantity in QUANTITIES
+    }

@@ -19,16 +19,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stormfast.act import Player
-from stormfast.batch import OBS_SHAPE
-from stormfast.config import PRESETS, ProfileConfig, TrainConfig, override
-from stormfast.counting import Counts, count
-from stormfast.full_step import FullStep, count_phases, cycle_steps
-from stormfast.memory import WeightlessLearner, full_replay
-from stormfast.profile import training_config
-from stormfast.run import Run, build
+from stormfast.config import PRESETS, ProfileConfig, TrainConfig
+from stormfast.measure.op_counts import OpCounts, count
+from stormfast.measure.phases import FullStep, count_phases, cycle_steps
+from stormfast.measure.profile import training_config
+from stormfast.memory.estimate import MetaTensorLearner, full_replay
+from stormfast.memory.meta_tensors import META, LiveBytes, meta_autocast
+from stormfast.player import Player
+from stormfast.records import OBS_SHAPE
+from stormfast.runs.run import Run, build
+from stormfast.schema import override
 from stormfast.train import advance
-from stormfast.weightless import META, LiveBytes, meta_autocast
 from stormfast_kernels import dispatch, launch
 
 NUM_ACTIONS = 18  # the most of any game
@@ -56,7 +57,12 @@ def of_preset(preset: str) -> dict[str, int]:
     counts: dict[str, int] = {}
     work = at_full_size(preset)
     for phase, asked in as_run(preset).items():
-        quantities = {"launches": asked.launches, "host_reads": len(asked.host_reads), "flops": work[phase].flops, "bytes": work[phase].bytes}
+        quantities = {
+            "launches": asked.launches,
+            "host_reads": len(asked.host_reads),
+            "flops": work[phase].flops,
+            "bytes": work[phase].bytes,
+        }
         counts |= {f"{preset}.{phase}.{quantity}": value for quantity, value in quantities.items()}
     for part, asked in around(preset).items():
         counts |= {f"{preset}.{part}.launches": asked.launches, f"{preset}.{part}.host_reads": len(asked.host_reads)}
@@ -66,13 +72,13 @@ def of_preset(preset: str) -> dict[str, int]:
 # --- launches and host reads -------------------------------------------------------------------------------------
 
 
-def as_run(preset: str) -> dict[str, Counts]:
-    """Counts of each phase that is the device's, of a warm run."""
+def as_run(preset: str) -> dict[str, OpCounts]:
+    """OpCounts of each phase that is the device's, of a warm run."""
     with operators_as_on_a_gpu() if preset in ON_GPU else ExitStack(), warm_run(small_config(preset)) as run:
         return of_the_device(count_phases(run))
 
 
-def around(preset: str) -> dict[str, Counts]:
+def around(preset: str) -> dict[str, OpCounts]:
     """What lies around the phases: `append`, a step's rows into replay, and `loop`, a cycle of the training loop with all that is in it.
 
     Frames on a CPU are the device's, so that what the loop does with them on the host counts too.
@@ -91,13 +97,17 @@ def around(preset: str) -> dict[str, Counts]:
 def full_config(preset: str) -> TrainConfig:
     """A preset's run on a CPU, eager and without logs, in the precision of where it belongs."""
     precision = "bfloat16" if preset in ON_GPU else "float32"
-    return override(training_config(ProfileConfig(preset=preset, device="cpu", compile="off")), {"precision": precision})  # type: ignore[arg-type]
+    return override(
+        training_config(ProfileConfig(preset=preset, device="cpu", compile="off")), {"precision": precision}
+    )  # type: ignore[arg-type]
 
 
 def small_config(preset: str) -> TrainConfig:
     """The same at sizes that are counted in a second."""
     config = full_config(preset)
-    return override(config, SMALL | {"world_model.width": HEAD_SIZE * config.world_model.heads} if preset in ON_GPU else QUICK)
+    return override(
+        config, SMALL | {"world_model.width": HEAD_SIZE * config.world_model.heads} if preset in ON_GPU else QUICK
+    )
 
 
 @contextmanager
@@ -109,7 +119,7 @@ def warm_run(config: TrainConfig) -> Iterator[Run]:
         yield run
 
 
-def of_the_device(counts: dict[str, Counts]) -> dict[str, Counts]:
+def of_the_device(counts: dict[str, OpCounts]) -> dict[str, OpCounts]:
     return {phase: asked for phase, asked in counts.items() if phase not in HOST_PHASES}
 
 
@@ -140,24 +150,26 @@ def operators_as_on_a_gpu() -> Iterator[None]:
 # --- FLOPs and bytes ---------------------------------------------------------------------------------------------
 
 
-def at_full_size(preset: str) -> dict[str, Counts]:
+def at_full_size(preset: str) -> dict[str, OpCounts]:
     return weightless(full_config(preset), NUM_ACTIONS)
 
 
-def weightless(config: TrainConfig, num_actions: int) -> dict[str, Counts]:
-    """Counts of each phase of a run of any size, of which only the work means something: clipping and Adam are left out.
+def weightless(config: TrainConfig, num_actions: int) -> dict[str, OpCounts]:
+    """OpCounts of each phase of a run of any size, of which only the work means something: clipping and Adam are left out.
 
     Takes no memory and no random numbers.
     """
     device_type = "cuda" if config.preset in ON_GPU else "cpu"
     with operators_as_on_a_gpu(), meta_autocast(device_type), Numberless():
-        learner = WeightlessLearner(config, num_actions, getattr(torch, config.precision))
+        learner = MetaTensorLearner(config, num_actions, getattr(torch, config.precision))
         player = Player(learner.inference, learner.agent, config.acting, config.num_envs)
         obs, flags = np.zeros((config.num_envs, *OBS_SHAPE), np.uint8), np.zeros(config.num_envs, np.bool_)
         collector = SimpleNamespace(player=player, act=lambda at_random: player.act(obs, flags, flags))
         phases = SimpleNamespace(generator=torch.default_generator)  # it draws nothing for meta tensors
         replay = full_replay(config, num_actions)
-        step = FullStep(SimpleNamespace(config=config, learner=learner, replay=replay, collector=collector, phases=phases))  # type: ignore[arg-type]
+        step = FullStep(
+            SimpleNamespace(config=config, learner=learner, replay=replay, collector=collector, phases=phases)
+        )  # type: ignore[arg-type]
         return {phase.name: count(phase.call, META) for phase in step.phases() if phase.name not in HOST_PHASES}
 
 
@@ -170,7 +182,9 @@ class Numberless(LiveBytes):
         return super().read_back(func, args, kwargs)
 
 
-def fused_attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+def fused_attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **kwargs: Any
+) -> Tensor:
     """scaled_dot_product_attention of meta tensors, which torch would split into matrix products."""
     mask = None if attn_mask is None else torch.zeros_like(attn_mask, dtype=query.dtype)
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, attn_mask=mask, **kwargs)[0]

@@ -49,10 +49,17 @@ class Case(NamedTuple):
             return torch.randn(shape, generator=generator, device=device).to(dtype)
 
         cache = [normal(self.batch, self.heads, self.cache_length, self.head_dim) for _ in range(2)]
-        first = torch.randint(self.first_length, (self.batch,), generator=generator, device=device) if self.masked else None
+        first = (
+            torch.randint(self.first_length, (self.batch,), generator=generator, device=device) if self.masked else None
+        )
         return [
             # Each length is a tensor of its own, as in training: an element of a larger one may not be aligned.
-            (*(normal(self.batch, self.heads, self.head_dim) for _ in range(3)), *cache, torch.tensor(length, device=device), first)
+            (
+                *(normal(self.batch, self.heads, self.head_dim) for _ in range(3)),
+                *cache,
+                torch.tensor(length, device=device),
+                first,
+            )
             for length in self.lengths
         ]
 
@@ -62,7 +69,9 @@ def rollout(preset: str, masked: bool = False) -> Case:
     config = preset_config(preset, "standard")
     model, imagined = config.world_model, config.imagination
     end = imagined.context + imagined.horizon
-    return Case(imagined.batch_size, model.heads, model.width // model.heads, end, imagined.context, end - 1, "bfloat16", masked)
+    return Case(
+        imagined.batch_size, model.heads, model.width // model.heads, end, imagined.context, end - 1, "bfloat16", masked
+    )
 
 
 def single(case: Case, length: int) -> Case:
@@ -73,7 +82,9 @@ STORM = rollout("storm")  # batch 1024, 8 heads x 64, lengths 8..23 before the s
 CUDA = [STORM, *(single(STORM, length) for length in (8, 15, 23)), rollout("storm", masked=True), rollout("fast")]
 
 
-@pytest.mark.cases(cpu=[Case(16, 4, 32, 14, 4, 13, "float32"), Case(16, 4, 32, 14, 4, 13, "float32", masked=True)], cuda=CUDA)
+@pytest.mark.cases(
+    cpu=[Case(16, 4, 32, 14, 4, 13, "float32"), Case(16, 4, 32, 14, 4, 13, "float32", masked=True)], cuda=CUDA
+)
 @torch.no_grad()
 def test_step(case: Case, measure: Measure) -> None:
     """Appends one token and attends over the cache."""
@@ -84,6 +95,8 @@ def test_step(case: Case, measure: Measure) -> None:
         public=cached_attention_step,
         reference=cached_attention_step_reference,
         arguments=case.arguments,
-        work=attention_work(case.batch, case.heads, case.head_dim, case.lengths, getattr(torch, case.dtype).itemsize, case.masked),
+        work=attention_work(
+            case.batch, case.heads, case.head_dim, case.lengths, getattr(torch, case.dtype).itemsize, case.masked
+        ),
         target={"quantity": "speedup_over_eager", "at_least": 2.0} if case == STORM else None,
     )

@@ -46,7 +46,9 @@ class Case(NamedTuple):
         return torch.rand(self.shape[:-1], generator=generator, device=generator.device)
 
     def gradient(self, generator: torch.Generator, dtype: torch.dtype | None = None) -> Tensor:
-        return torch.randn(self.shape, generator=generator, device=generator.device).to(dtype or getattr(torch, self.dtype))
+        return torch.randn(self.shape, generator=generator, device=generator.device).to(
+            dtype or getattr(torch, self.dtype)
+        )
 
 
 def cases(*shapes: tuple[int, ...]) -> list[Case]:
@@ -59,7 +61,8 @@ def sample_reference(logits: Tensor, draw: Any) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.cases(
-    cpu=[Case((64, 16, 16), "float32"), Case((64, 32, 32), "bfloat16")], cuda=cases((1024 * 16, 32, 32), (1024, 32, 32), (2048, 32, 32))
+    cpu=[Case((64, 16, 16), "float32"), Case((64, 32, 32), "bfloat16")],
+    cuda=cases((1024 * 16, 32, 32), (1024, 32, 32), (2048, 32, 32)),
 )
 @torch.no_grad()
 def test_sample(case: Case, measure: Measure) -> None:
@@ -77,7 +80,9 @@ def test_sample(case: Case, measure: Measure) -> None:
     )
 
 
-@pytest.mark.cases(cpu=[Case((64, 16, 16), "float32")], cuda=[Case((1024 * 16, 32, 32), "bfloat16"), Case((1024, 32, 32), "bfloat16")])
+@pytest.mark.cases(
+    cpu=[Case((64, 16, 16), "float32")], cuda=[Case((1024 * 16, 32, 32), "bfloat16"), Case((1024, 32, 32), "bfloat16")]
+)
 @torch.no_grad()
 def test_sample_after_rand(case: Case, measure: Measure) -> None:
     """Forward, the uniforms drawn by torch just before: what the next bench spares."""
@@ -98,7 +103,9 @@ def test_sample_after_rand(case: Case, measure: Measure) -> None:
     )
 
 
-@pytest.mark.cases(cpu=[Case((64, 16, 16), "float32")], cuda=[Case((1024 * 16, 32, 32), "bfloat16"), Case((1024, 32, 32), "bfloat16")])
+@pytest.mark.cases(
+    cpu=[Case((64, 16, 16), "float32")], cuda=[Case((1024 * 16, 32, 32), "bfloat16"), Case((1024, 32, 32), "bfloat16")]
+)
 @torch.no_grad()
 def test_sample_counter(case: Case, measure: Measure) -> None:
     """Forward, the uniforms computed inside from a counter, which then moves on."""
@@ -130,7 +137,9 @@ def test_sample_with_log_probs_and_gradient(case: Case, measure: Measure) -> Non
         assert log_probs is not None
         return sample, index, log_probs
 
-    def with_gradient(forward: Callable[..., Any], logits: Tensor, uniform: Tensor, grad_sample: Tensor, grad_log_probs: Tensor) -> Sequence[Tensor]:
+    def with_gradient(
+        forward: Callable[..., Any], logits: Tensor, uniform: Tensor, grad_sample: Tensor, grad_log_probs: Tensor
+    ) -> Sequence[Tensor]:
         sample, index, log_probs = forward(logits, uniform)
         (gradient,) = torch.autograd.grad((sample, log_probs), logits, (grad_sample, grad_log_probs))
         return sample.detach(), index, log_probs.detach(), gradient
@@ -146,7 +155,8 @@ def test_sample_with_log_probs_and_gradient(case: Case, measure: Measure) -> Non
         public=lambda logits, uniform: sample_categorical_with_log_probs(logits, uniform, UNIMIX),
         reference=reference,
         arguments=arguments,
-        work=sample_work(case.rows, case.shape[-1], case.itemsize, log_probs=True) + gradient_work(case.rows, case.shape[-1], case.itemsize),
+        work=sample_work(case.rows, case.shape[-1], case.itemsize, log_probs=True)
+        + gradient_work(case.rows, case.shape[-1], case.itemsize),
         around=with_gradient,
     )
 
@@ -181,7 +191,10 @@ def test_log_probs_and_gradient(case: Case, measure: Measure) -> None:
         dtype=case.dtype,
         public=lambda logits: unimix_log_probs(logits, UNIMIX),
         reference=lambda logits: unimix_log_probs_reference(logits, UNIMIX),
-        arguments=lambda generator: [(case.logits(generator, requires_grad=True), case.gradient(generator, torch.float32))],
-        work=log_probs_work(case.rows, case.shape[-1], case.itemsize) + gradient_work(case.rows, case.shape[-1], case.itemsize, sample=False),
+        arguments=lambda generator: [
+            (case.logits(generator, requires_grad=True), case.gradient(generator, torch.float32))
+        ],
+        work=log_probs_work(case.rows, case.shape[-1], case.itemsize)
+        + gradient_work(case.rows, case.shape[-1], case.itemsize, sample=False),
         around=with_gradient,
     )

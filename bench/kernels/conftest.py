@@ -53,7 +53,9 @@ def provider(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.fixture
-def measure(benchmark: Any, device: torch.device, provider: str, copy_bytes_per_second: float, time_rounds: TimeRounds) -> Measure:
+def measure(
+    benchmark: Any, device: torch.device, provider: str, copy_bytes_per_second: float, time_rounds: TimeRounds
+) -> Measure:
     def run(
         *,
         kernel: str,
@@ -86,7 +88,9 @@ def measure(benchmark: Any, device: torch.device, provider: str, copy_bytes_per_
         sets = [arguments(generator) for _ in range(num_sets(work.bytes, device))]
         if provider != "eager" and comparable:
             for given in sets[0]:
-                assert_same_call(lambda *x: around(forward, *x), lambda *x: around(reference, *x), given, tolerance=2e-2)
+                assert_same_call(
+                    lambda *x: around(forward, *x), lambda *x: around(reference, *x), given, tolerance=2e-2
+                )
         launches = _triton_launches(lambda: around(forward, *sets[0][0]))
         assert (launches > 0) == (provider == "triton"), f"{provider} launched {launches} Triton kernels of stormfast"
         timed = prepare(lambda *given: around(forward, *given), sets, device)

@@ -36,7 +36,9 @@ def evaluate(records: list[Record]) -> None:
     for row in rows(records):
         for record in row.values():
             if target := record.get("target"):
-                value = speedup(row, "eager") if target["quantity"] == "speedup_over_eager" else record[target["quantity"]]
+                value = (
+                    speedup(row, "eager") if target["quantity"] == "speedup_over_eager" else record[target["quantity"]]
+                )
                 target["value"], target["met"] = value, None if value is None else value >= target["at_least"]
 
 
@@ -52,7 +54,9 @@ def target_text(target: Record | None) -> str:
 def cells(row: Row) -> list[str]:
     """One row of the table, in the order of HEADER."""
     any_record = next(iter(row.values()))
-    times = [f"{row[p]['seconds'] * 1e6:.1f} ({row[p]['seconds_iqr'] * 1e6:.1f})" if p in row else "-" for p in PROVIDERS]
+    times = [
+        f"{row[p]['seconds'] * 1e6:.1f} ({row[p]['seconds_iqr'] * 1e6:.1f})" if p in row else "-" for p in PROVIDERS
+    ]
     ratios = [f"{ratio:.2f}x" if (ratio := speedup(row, over)) else "-" for over in ("eager", "compile")]
     fractions = ", ".join(f"{100 * row[p]['fraction_of_copy_bandwidth']:.0f}" if p in row else "-" for p in PROVIDERS)
     target = target_text(row["triton"].get("target")) if "triton" in row else ""
@@ -62,5 +66,9 @@ def cells(row: Row) -> list[str]:
 def markdown(records: list[Record]) -> str:
     """The table, and below it what is to be known about how some of it was timed."""
     evaluate(records)
-    notes = {f"{r['kernel']} {r['shape']} {r['dtype']} {r['provider']}: timed by {r['timing']}" for r in records if ":" in r["timing"]}
+    notes = {
+        f"{r['kernel']} {r['shape']} {r['dtype']} {r['provider']}: timed by {r['timing']}"
+        for r in records
+        if ":" in r["timing"]
+    }
     return "\n".join([grid(HEADER, list(map(cells, rows(records)))), *sorted(notes)])

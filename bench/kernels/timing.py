@@ -64,7 +64,10 @@ def capture(body: Callable[[], None], outputs: deque[Any]) -> tuple[Callable[[],
     except RuntimeError as error:
         torch.cuda.synchronize()
         outputs.clear()
-        return body, f"calls, gaps between launches included: CUDA graph capture failed: {' '.join(str(error).split())[:200]}"
+        return (
+            body,
+            f"calls, gaps between launches included: CUDA graph capture failed: {' '.join(str(error).split())[:200]}",
+        )
     outputs.clear()  # the graph keeps its memory
     return graph.replay, "CUDA graph"
 
@@ -74,19 +77,28 @@ def assert_same(got: Any, expected: Any, tolerance: float) -> None:
     for i, (a, b) in enumerate(zip(tensors(got), tensors(expected), strict=True)):
         error = (a.double() - b.double()).norm() / b.double().norm()
         if not error <= tolerance:  # NaN fails
-            raise AssertionError(f"output {i} of shape {tuple(b.shape)} differs from the reference by {float(error):.2g} of its norm")
+            raise AssertionError(
+                f"output {i} of shape {tuple(b.shape)} differs from the reference by {float(error):.2g} of its norm"
+            )
 
 
-def assert_same_call(forward: Callable[..., Any], reference: Callable[..., Any], given: tuple, tolerance: float) -> None:
+def assert_same_call(
+    forward: Callable[..., Any], reference: Callable[..., Any], given: tuple, tolerance: float
+) -> None:
     """assert_same of outputs, each on arguments of its own; and what the reference writes into its arguments, `forward` writes too."""
     ours, theirs = clones(given), clones(given)
     assert_same(forward(*ours), reference(*theirs), tolerance)
     for i, (before, a, b) in enumerate(zip(given, ours, theirs, strict=True)):
         if isinstance(before, Tensor) and not torch.equal(a, b):
-            error, change = (a.double() - b.double()).norm(), (b.double() - before.double()).norm()  # one position is little of a cache
+            error, change = (
+                (a.double() - b.double()).norm(),
+                (b.double() - before.double()).norm(),
+            )  # one position is little of a cache
             if not error <= tolerance * change:
                 shape, wrong, right = tuple(b.shape), float(error), float(change)
-                raise AssertionError(f"argument {i} of shape {shape}: the reference changes it by {right:.2g}, and this is {wrong:.2g} from that")
+                raise AssertionError(
+                    f"argument {i} of shape {shape}: the reference changes it by {right:.2g}, and this is {wrong:.2g} from that"
+                )
 
 
 def clones(arguments: tuple) -> tuple:

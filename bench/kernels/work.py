@@ -30,7 +30,12 @@ def sample_work(rows: int, classes: int, itemsize: int, log_probs: bool = False,
     the call draws itself need not go through memory, and the operations of a generator are not counted.
     """
     elements = rows * classes
-    moved = 2 * elements * itemsize + rows * INDEX + (rows * UNIFORM if uniform_given else 0) + (elements * LOG_PROB if log_probs else 0)
+    moved = (
+        2 * elements * itemsize
+        + rows * INDEX
+        + (rows * UNIFORM if uniform_given else 0)
+        + (elements * LOG_PROB if log_probs else 0)
+    )
     return Work(moved, elements * (11 if log_probs else 10))
 
 

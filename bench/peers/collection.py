@@ -33,11 +33,20 @@ from bench.peers.collection_workers import CONFIG, Row, measure  # noqa: E402
 from bench.script import Parser, check_writable, status_of, written  # noqa: E402
 from stormfast.config import validate_env  # noqa: E402
 from stormfast.envs import resolve_backend  # noqa: E402
+from stormfast.envs.games import check_game  # noqa: E402
 from stormfast.errors import UserError  # noqa: E402
-from stormfast.games import check_game  # noqa: E402
 
 VERSIONS = ("ale-py", "envpool", "gymnasium", "numpy", "opencv-python-headless")
-HEADER = ("game", "envs", "backend", "steps/s (least-most)", "over auto (least-most)", "CPU us a step", "library alone", "frames")
+HEADER = (
+    "game",
+    "envs",
+    "backend",
+    "steps/s (least-most)",
+    "over auto (least-most)",
+    "CPU us a step",
+    "library alone",
+    "frames",
+)
 
 
 def compare(rows: list[Row], auto: str) -> dict[str, Any]:
@@ -71,7 +80,11 @@ def _rank(row: Row) -> float:
 def markdown(result: dict[str, Any]) -> str:
     """The table, and a line for each verdict below it."""
     autos = {(verdict["game"], verdict["num_envs"]): verdict["auto"] for verdict in result["verdicts"]}
-    lines = [HEADER, ["---"] * len(HEADER), *(_cells(row, autos[row["game"], row["num_envs"]]) for row in result["rows"])]
+    lines = [
+        HEADER,
+        ["---"] * len(HEADER),
+        *(_cells(row, autos[row["game"], row["num_envs"]]) for row in result["rows"]),
+    ]
     return "\n".join(["| " + " | ".join(line) + " |" for line in lines] + ["", *map(_sentence, result["verdicts"])])
 
 
@@ -112,22 +125,32 @@ def heading(result: dict[str, Any]) -> str:
 def arguments() -> argparse.Namespace:
     """Checked. Raises: UserError for games, sizes or a place for the results that cannot be."""
     parser = Parser(__doc__)
-    parser.add_argument("--games", type=lambda text: text.split(","), default=["Pong", "Breakout"], help="default: Pong,Breakout")
-    parser.add_argument("--num-envs", type=lambda text: [int(n) for n in text.split(",")], default=[1, 4, 16], help="default: 1,4,16")
+    parser.add_argument(
+        "--games", type=lambda text: text.split(","), default=["Pong", "Breakout"], help="default: Pong,Breakout"
+    )
+    parser.add_argument(
+        "--num-envs", type=lambda text: [int(n) for n in text.split(",")], default=[1, 4, 16], help="default: 1,4,16"
+    )
     parser.add_argument("--seconds", type=float, default=3.0, help="of a turn (default: 3)")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each library (default: 5)")
-    parser.add_argument("--backends", type=lambda text: text.split(","), help="only these (default: all that can step the game)")
+    parser.add_argument(
+        "--backends", type=lambda text: text.split(","), help="only these (default: all that can step the game)"
+    )
     parser.add_argument("--json", type=Path, help="where the result goes")
     parser.add_argument("--table", type=Path, metavar="FILE", help="print this result, measure nothing")
     known = parser.parse_args()
     for game in known.games:
         check_game(game)
         if unknown := set(known.backends or ()) - set(backends_of(game)):
-            raise UserError(f"--backends must be of {', '.join(backends_of(game))} for {game}, got {', '.join(sorted(unknown))}.")
+            raise UserError(
+                f"--backends must be of {', '.join(backends_of(game))} for {game}, got {', '.join(sorted(unknown))}."
+            )
     for num_envs in known.num_envs:
         validate_env(CONFIG, num_envs=num_envs, backend="auto", seed=0)
     if not (0 < known.seconds <= 3600 and 1 <= known.rounds <= 1000):
-        raise UserError(f"--seconds must be > 0 and <= 3600 and --rounds >= 1 and <= 1000, got {known.seconds:g} and {known.rounds}.")
+        raise UserError(
+            f"--seconds must be > 0 and <= 3600 and --rounds >= 1 and <= 1000, got {known.seconds:g} and {known.rounds}."
+        )
     if known.json:
         check_writable("--json", known.json)
     return known
@@ -135,10 +158,20 @@ def arguments() -> argparse.Namespace:
 
 def run(known: argparse.Namespace) -> dict[str, Any]:
     """Measures everything, and after each case says so and writes what there is: nothing is lost of a run that is cut short."""
-    given = {"games": known.games, "num-envs": known.num_envs, "seconds": [f"{known.seconds:g}"], "rounds": [known.rounds]}
+    given = {
+        "games": known.games,
+        "num-envs": known.num_envs,
+        "seconds": [f"{known.seconds:g}"],
+        "rounds": [known.rounds],
+    }
     given |= {"backends": known.backends} if known.backends else {}
     result: dict[str, Any] = {
-        "command": " ".join(["python bench/peers/collection.py", *(f"--{name} {','.join(map(str, values))}" for name, values in given.items())]),
+        "command": " ".join(
+            [
+                "python bench/peers/collection.py",
+                *(f"--{name} {','.join(map(str, values))}" for name, values in given.items()),
+            ]
+        ),
         "date": time.strftime("%Y-%m-%d"),
         "machine": describe(torch.device("cpu")),
         "cores": len(os.sched_getaffinity(0)),
@@ -176,7 +209,9 @@ def read(path: Path) -> dict[str, Any]:
         result = json.loads(path.read_text())
         heading(result), markdown(result)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"--table must be a file that --json wrote, but {path}: {type(error).__name__}: {error}") from None
+        raise UserError(
+            f"--table must be a file that --json wrote, but {path}: {type(error).__name__}: {error}"
+        ) from None
     return result
 
 

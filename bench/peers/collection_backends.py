@@ -20,13 +20,13 @@ from ale_py.vector_env import AtariVectorEnv
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 from gymnasium.wrappers import AtariPreprocessing
 
-from stormfast.batch import OBS_SHAPE, EnvStep
 from stormfast.config import EnvConfig
 from stormfast.envs import make_env
 from stormfast.envs.ale_backend import rom_name
 from stormfast.envs.catch import Catch
+from stormfast.envs.games import BUILT_IN
 from stormfast.envs.vector import VectorEnv, first_step
-from stormfast.games import BUILT_IN
+from stormfast.records import OBS_SHAPE, EnvStep
 
 SIZE = OBS_SHAPE[1:]
 CHECK_STEPS = 30  # before a game can be over
@@ -60,13 +60,17 @@ class AdaptedVectorEnv(VectorEnv):
         lives = self._lives_in(info)
         life_lost, self._lives = (lives < self._lives) & ~is_first, lives
         self._over = terminated | truncated
-        return EnvStep(self._channels_first(frames), reward.astype(np.float32), terminated, truncated, life_lost, is_first)
+        return EnvStep(
+            self._channels_first(frames), reward.astype(np.float32), terminated, truncated, life_lost, is_first
+        )
 
     def _lives_in(self, info: dict[str, Any]) -> np.ndarray:
         return np.asarray(info.get("lives", np.zeros(self.num_envs, np.int64)))
 
     def _channels_first(self, frames: np.ndarray) -> np.ndarray:
-        return frames.reshape(self.num_envs, *SIZE, 3).transpose(0, 3, 1, 2).copy(order="C")  # [N, 64, 64, 3] -> [N, 3, 64, 64]
+        return (
+            frames.reshape(self.num_envs, *SIZE, 3).transpose(0, 3, 1, 2).copy(order="C")
+        )  # [N, 64, 64, 3] -> [N, 3, 64, 64]
 
     def _close(self) -> None:
         self.library.close()
@@ -86,7 +90,9 @@ def single_env(game: str, config: EnvConfig) -> gymnasium.Env[Any, Any]:
         max_num_frames_per_episode=config.max_episode_steps * config.frame_skip,
         disable_env_checker=True,  # it costs time at each step
     )
-    return AtariPreprocessing(env, noop_max=config.noop_max, frame_skip=config.frame_skip, screen_size=SIZE[0], grayscale_obs=False)
+    return AtariPreprocessing(
+        env, noop_max=config.noop_max, frame_skip=config.frame_skip, screen_size=SIZE[0], grayscale_obs=False
+    )
 
 
 def _ours(backend: str, game: str, config: EnvConfig, num_envs: int, seed: int, alone: bool) -> VectorEnv:
@@ -202,16 +208,33 @@ def check(env: VectorEnv, game: str, config: EnvConfig, seed: int) -> dict[str, 
     if any(not np.array_equal(step.obs, copy) for step, copy in zip(seen, kept, strict=True)):
         wrong.add("a later step overwrites the frames")
     if wrong:
-        return {"honest": False, "why": "; ".join(sorted(wrong)), "max_difference": None, "mean_difference": None, "starts": []}
-    nearest = [_nearest(game, config, [step.obs[i] for step in seen], steps, actions, i, seed) for i in range(min(env.num_envs, CHECK_ENVS))]
+        return {
+            "honest": False,
+            "why": "; ".join(sorted(wrong)),
+            "max_difference": None,
+            "mean_difference": None,
+            "starts": [],
+        }
+    nearest = [
+        _nearest(game, config, [step.obs[i] for step in seen], steps, actions, i, seed)
+        for i in range(min(env.num_envs, CHECK_ENVS))
+    ]
     worst, mean = max(n[1] for n in nearest), max(n[0] for n in nearest)
     notes = []
     if worst:
-        notes.append(f"frames differ by up to {worst} levels, {mean:.2g} on average{'' if mean <= TOLERANCE else ': another picture'}")
+        notes.append(
+            f"frames differ by up to {worst} levels, {mean:.2g} on average{'' if mean <= TOLERANCE else ': another picture'}"
+        )
     if rewards_differ := any(n[3] for n in nearest):
         notes.append("rewards differ")
     honest, why = mean <= TOLERANCE and not rewards_differ, "; ".join(notes)
-    return {"honest": honest, "why": why, "max_difference": worst, "mean_difference": mean, "starts": [n[2] for n in nearest]}
+    return {
+        "honest": honest,
+        "why": why,
+        "max_difference": worst,
+        "mean_difference": mean,
+        "starts": [n[2] for n in nearest],
+    }
 
 
 def _wrong_type(step: EnvStep, num_envs: int) -> str:

@@ -68,7 +68,9 @@ def cpu_seconds() -> float:
     ticks, session = 0, os.getsid(0)
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended while we looked
-            fields = path.read_text().rpartition(")")[2].split()  # from the third on: state, ppid, pgrp, session, ..., utime, stime
+            fields = (
+                path.read_text().rpartition(")")[2].split()
+            )  # from the third on: state, ppid, pgrp, session, ..., utime, stime
             ticks += (int(fields[11]) + int(fields[12])) * (int(fields[3]) == session)
     return ticks / os.sysconf("SC_CLK_TCK")
 
@@ -129,7 +131,9 @@ class Worker:
     """A library in a process of its own."""
 
     def __init__(self, game: str, num_envs: int, name: str, serve: Callable[..., None] = serve) -> None:
-        context = multiprocessing.get_context("spawn")  # a fork would share the emulators' threads, which do not survive it
+        context = multiprocessing.get_context(
+            "spawn"
+        )  # a fork would share the emulators' threads, which do not survive it
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=serve, args=(theirs, game, num_envs, name))
         self._process.start()
@@ -159,7 +163,11 @@ class Worker:
         if not reason:
             self._process.join(timeout=5)
             code = self._process.exitcode or 0
-            reason = f"its process died of {signal.Signals(-code).name}" if code < 0 else f"its process ended with exit code {code}"
+            reason = (
+                f"its process died of {signal.Signals(-code).name}"
+                if code < 0
+                else f"its process ended with exit code {code}"
+            )
         self.close(patience=2.0)
         return WorkerError(reason)
 
@@ -173,7 +181,9 @@ class Worker:
         self._process.join()
 
 
-def measure(game: str, num_envs: int, names: list[str], *, seconds: float, rounds: int, serve: Callable[..., None] = serve) -> list[Row]:
+def measure(
+    game: str, num_envs: int, names: list[str], *, seconds: float, rounds: int, serve: Callable[..., None] = serve
+) -> list[Row]:
     """A row for each library, their turns interleaved.
 
     Row: game, num_envs, backend, failure ("" or a reason) and, without failure, what check() found, and for vector_env and, where

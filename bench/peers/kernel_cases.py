@@ -130,7 +130,11 @@ def gradient_case(shape: tuple[int, ...], dtype: torch.dtype, *, sample: bool) -
         return [(logits_of(shape, dtype, generator).requires_grad_(), cotangent)]
 
     rows, classes = math.prod(shape[:-1]), shape[-1]
-    forward = sample_work(rows, classes, dtype.itemsize, uniform_given=False) if sample else log_probs_work(rows, classes, dtype.itemsize)
+    forward = (
+        sample_work(rows, classes, dtype.itemsize, uniform_given=False)
+        if sample
+        else log_probs_work(rows, classes, dtype.itemsize)
+    )
     moved = forward.bytes + gradient_work(rows, classes, dtype.itemsize, sample=sample).bytes
     named = "sample" if sample else "log-probabilities"
     both = {name: partial(with_gradient, call) for name, call in writers.items()}
@@ -176,9 +180,13 @@ def attention_case(rollout: Rollout, dtype: torch.dtype) -> Case:
 
     def arguments(generator: torch.Generator) -> list[tuple]:
         def normal(*shape: int) -> Tensor:
-            return torch.randn(*shape, rollout.batch, rollout.heads, rollout.head_dim, generator=generator, device=generator.device).to(dtype)
+            return torch.randn(
+                *shape, rollout.batch, rollout.heads, rollout.head_dim, generator=generator, device=generator.device
+            ).to(dtype)
 
-        cache = normal(2, rollout.context + rollout.horizon).permute(0, 2, 3, 1, 4).contiguous()  # keys and values: [2, B, heads, L, head_dim]
+        cache = (
+            normal(2, rollout.context + rollout.horizon).permute(0, 2, 3, 1, 4).contiguous()
+        )  # keys and values: [2, B, heads, L, head_dim]
         found = []
         for length in rollout.lengths:
             past = cache[:, :, :, :length].contiguous()
@@ -196,9 +204,16 @@ def name_of(dtype: torch.dtype) -> str:
 def cases_of(device: torch.device) -> list[Case]:
     """The shapes of storm and fast in bfloat16 on CUDA; on a CPU those of the cpu preset in float32."""
     if device.type == "cuda":
-        steps = [sampling_case(shape, torch.bfloat16) for shape in ((1024, 32, 32), (2048, 32, 32), (1024 * 16, 32, 32))]
+        steps = [
+            sampling_case(shape, torch.bfloat16) for shape in ((1024, 32, 32), (2048, 32, 32), (1024 * 16, 32, 32))
+        ]
         update, dtype, rollouts = (16, 64, 32, 32), torch.bfloat16, ("storm", "fast")
     else:
-        steps, update, dtype, rollouts = [sampling_case((128, 16, 16), torch.float32)], (8, 16, 16, 16), torch.float32, ("cpu",)
+        steps, update, dtype, rollouts = (
+            [sampling_case((128, 16, 16), torch.float32)],
+            (8, 16, 16, 16),
+            torch.float32,
+            ("cpu",),
+        )
     gradients = [gradient_case(update, dtype, sample=sample) for sample in (True, False)]
     return [*steps, *gradients, *(attention_case(rollout_of(preset), dtype) for preset in rollouts)]

@@ -52,12 +52,16 @@ def log_probs_unchecked(logits: Tensor) -> Tensor:
 # --- a step of attention with a cache ----------------------------------------------------------------------------
 
 
-def attend_ours(query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor, length: Tensor, past: Tensor) -> Tensor:
+def attend_ours(
+    query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor, length: Tensor, past: Tensor
+) -> Tensor:
     """[B, heads, head_dim] over a cache [B, heads, L, head_dim] that `length` tokens fill; the new one is added in place."""
     return cached_attention_step(query, key, value, keys, values, length)
 
 
-def attend_static(query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor, length: Tensor, past: Tensor) -> Tensor:
+def attend_static(
+    query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor, length: Tensor, past: Tensor
+) -> Tensor:
     """A cache of fixed size and a mask: what compiles once and can be captured."""
     keys.index_copy_(2, length.view(1), key.unsqueeze(2))
     values.index_copy_(2, length.view(1), value.unsqueeze(2))

@@ -49,7 +49,9 @@ def measure(case: Case, rounds: int, device: torch.device) -> list[Row]:
     before = launch.launched.total()
     case.writers[OURS](*sets[0][0])
     if (launch.launched.total() > before) != (device.type == "cuda"):
-        raise CheckError(f"{case.kernel} {case.shape}: ours must run the Triton kernel on CUDA, and the reference on a CPU")
+        raise CheckError(
+            f"{case.kernel} {case.shape}: ours must run the Triton kernel on CUDA, and the reference on a CPU"
+        )
     prepared = {name: prepare(call, sets, device) for name, call in case.writers.items()}
     seconds = take_turns({name: timed.run for name, timed in prepared.items()}, rounds, device)
     found = compare(seconds, OURS, {name: timed.calls for name, timed in prepared.items()})
@@ -68,7 +70,9 @@ def parse() -> argparse.Namespace:
 
 def run(given: argparse.Namespace) -> dict[str, Any]:
     device = side_by_side.check_common(given)
-    os.environ["STORMFAST_KERNELS"] = "triton" if device.type == "cuda" else "reference"  # what is not there fails, and is not replaced
+    os.environ["STORMFAST_KERNELS"] = (
+        "triton" if device.type == "cuda" else "reference"
+    )  # what is not there fails, and is not replaced
     cases = [case for case in cases_of(device) if (given.kernel or "") in case.kernel]
     if not cases:
         known = "; ".join(dict.fromkeys(case.kernel for case in cases_of(device)))
@@ -88,7 +92,15 @@ def show(result: dict[str, Any]) -> str:
 def cells(row: Row) -> list[str]:
     """One row of the table, in the order of HEADER."""
     times = f"{1e6 * row['seconds']:.1f} ({1e6 * row['seconds_iqr']:.1f})"
-    return [row["kernel"], row["shape"], row["dtype"], row["writer"], times, over_text(row), row["timing"].partition(":")[0]]
+    return [
+        row["kernel"],
+        row["shape"],
+        row["dtype"],
+        row["writer"],
+        times,
+        over_text(row),
+        row["timing"].partition(":")[0],
+    ]
 
 
 def main() -> int:

@@ -19,7 +19,7 @@ from bench.devices import describe
 from bench.script import Parser, check_writable, status_of, written
 from stormfast.device import resolve_device
 from stormfast.errors import UserError
-from stormfast.peaks import timed
+from stormfast.measure.peaks import timed
 
 MOST_THREADS = 1024
 Row = dict[str, Any]
@@ -48,7 +48,9 @@ def take_turns(calls: Mapping[str, Callable[[], Any]], rounds: int, device: torc
     return seconds
 
 
-def compare(seconds: Mapping[str, Sequence[float]], ours: str, calls: Mapping[str, int] | None = None) -> dict[str, Row]:
+def compare(
+    seconds: Mapping[str, Sequence[float]], ours: str, calls: Mapping[str, int] | None = None
+) -> dict[str, Row]:
     """What a row says of each name: median seconds of a call, their spread, and how long it takes over ours, round by round.
 
     Args:
@@ -60,10 +62,19 @@ def compare(seconds: Mapping[str, Sequence[float]], ours: str, calls: Mapping[st
     rows = {}
     for name, values in per_call.items():
         quartiles = statistics.quantiles(values, n=4)
-        rows[name] = {"seconds": statistics.median(values), "seconds_iqr": quartiles[2] - quartiles[0], "rounds": values}
+        rows[name] = {
+            "seconds": statistics.median(values),
+            "seconds_iqr": quartiles[2] - quartiles[0],
+            "rounds": values,
+        }
         if name != ours:
             ratio = paired_ratio([(per_call[ours], values)])
-            rows[name]["over_ours"] = {"value": ratio.value, "low": ratio.low, "high": ratio.high, "coverage": ratio.coverage}
+            rows[name]["over_ours"] = {
+                "value": ratio.value,
+                "low": ratio.low,
+                "high": ratio.high,
+                "coverage": ratio.coverage,
+            }
     return rows
 
 
@@ -90,7 +101,9 @@ def parser_of(about: str | None, rounds: int) -> Parser:
 def check_common(given: argparse.Namespace) -> torch.device:
     """The device, its threads set. Raises: UserError for what cannot be."""
     if not 2 <= given.rounds <= 10_000 or given.rounds % 2:
-        raise UserError(f"--rounds must be even and of 2 to 10000: order and reverse order are a pair; got {given.rounds}")
+        raise UserError(
+            f"--rounds must be even and of 2 to 10000: order and reverse order are a pair; got {given.rounds}"
+        )
     if given.threads is not None and not 1 <= given.threads <= MOST_THREADS:
         raise UserError(f"--threads must be of 1 to {MOST_THREADS}, got {given.threads}")
     if given.json:
@@ -112,7 +125,11 @@ def begin(script: str, options: Mapping[str, Any], packages: Sequence[str], devi
     Args:
         options: name -> value; a list is an option given several times; None is left out.
     """
-    words = [f"--{name} {value}" for name, values in options.items() for value in (values if isinstance(values, list) else [values])]
+    words = [
+        f"--{name} {value}"
+        for name, values in options.items()
+        for value in (values if isinstance(values, list) else [values])
+    ]
     return {
         "command": " ".join([f"python {script}", *(word for word in words if not word.endswith(" None"))]),
         "date": time.strftime("%Y-%m-%d"),
@@ -135,7 +152,9 @@ def add(result: dict[str, Any], rows: Sequence[Row], path: Path | None) -> None:
 def heading(result: dict[str, Any]) -> str:
     """Machine, versions, commit, date, load and command, in one paragraph."""
     machine = result["machine"]
-    versions = ", ".join(f"{name} {version}" for name, version in {"torch": machine["torch"], **result["versions"]}.items())
+    versions = ", ".join(
+        f"{name} {version}" for name, version in {"torch": machine["torch"], **result["versions"]}.items()
+    )
     dirty = {True: " (dirty)", None: " (tree unknown)", False: ""}[machine["dirty"]]
     load = f"{min(result['load']):.1f}-{max(result['load']):.1f}"
     where = f"{machine['device']}, {machine['threads']} threads; {versions}; commit {machine['commit']}{dirty}, {result['date']}"
@@ -148,11 +167,18 @@ def read(path: Path, show: Callable[[dict[str, Any]], str]) -> dict[str, Any]:
         result = json.loads(path.read_text())
         show(result)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"--table must be a file that --json of this script wrote, but {path}: {type(error).__name__}: {error}") from None
+        raise UserError(
+            f"--table must be a file that --json of this script wrote, but {path}: {type(error).__name__}: {error}"
+        ) from None
     return result
 
 
-def main_of(name: str, parse: Callable[[], argparse.Namespace], run: Callable[[argparse.Namespace], dict[str, Any]], show: Callable[..., str]) -> int:
+def main_of(
+    name: str,
+    parse: Callable[[], argparse.Namespace],
+    run: Callable[[argparse.Namespace], dict[str, Any]],
+    show: Callable[..., str],
+) -> int:
     """Measures, or reads with --table, and prints. Returns the exit status, that of status_of; 1 where a check failed."""
 
     def work() -> int:

@@ -35,15 +35,17 @@ from bench.grid import grid  # noqa: E402
 from bench.peers import side_by_side  # noqa: E402
 from bench.peers.side_by_side import CheckError, Row, compare, heading, over_text, take_turns  # noqa: E402
 from bench.peers.sizes import NUM_ACTIONS, Sizes, sizes_of  # noqa: E402
-from stormfast.act import Player  # noqa: E402
-from stormfast.batch import OBS_SHAPE, Batch  # noqa: E402
-from stormfast.compile import EAGER_CALLS, Captured, Shared, compile_parts, resolve_mode  # noqa: E402
+from stormfast.compile import WARMUP_CALLS, GraphedCall, GraphPool, compile_parts, resolve_mode  # noqa: E402
 from stormfast.config import PRESETS, TrainConfig, preset_config  # noqa: E402
-from stormfast.counting import count  # noqa: E402
-from stormfast.device import native_bfloat16  # noqa: E402
+from stormfast.device import (
+    keep_freed_memory,  # noqa: E402
+    native_bfloat16,  # noqa: E402
+)
 from stormfast.errors import UserError  # noqa: E402
-from stormfast.heap import keep_freed_memory  # noqa: E402
 from stormfast.learner import Learner  # noqa: E402
+from stormfast.measure.op_counts import count  # noqa: E402
+from stormfast.player import Player
+from stormfast.records import OBS_SHAPE, Batch  # noqa: E402
 
 OURS, RIVAL, INSTALL = "stormfast", "torchrl", 'pip install "torchrl>=0.14.1,<0.15"'
 PARTS = {"world_model": "world model", "agent": "imagination and agent", "both": "both"}
@@ -97,18 +99,21 @@ def our_whole_update(
 ) -> tuple[Callable[[], Losses], list[nn.Parameter]]:
     """Both updates as training runs them on the device, warm; and the weights that they move."""
     learner = Learner(config, NUM_ACTIONS, device, precision)
-    calls: list[Callable[[], Losses]] = [partial(learner.update_world_model, batch), partial(learner.update_agent, context)]
+    calls: list[Callable[[], Losses]] = [
+        partial(learner.update_world_model, batch),
+        partial(learner.update_agent, context),
+    ]
     mode = resolve_mode("auto", device)
     if mode != "off":
         compile_parts(learner, Player(learner.inference, learner.agent, config.acting, config.num_envs))
     if mode == "graphs":
-        shared = Shared(device)
-        calls = [Captured(call, shared) for call in calls]
+        shared = GraphPool(device)
+        calls = [GraphedCall(call, shared) for call in calls]
 
     def both() -> Losses:
         return calls[0]() | calls[1]()
 
-    for _ in range(0 if mode == "off" else EAGER_CALLS + 1):
+    for _ in range(0 if mode == "off" else WARMUP_CALLS + 1):
         both()
     return both, [*learner.trained["world_model"], *learner.trained["agent"]]
 
@@ -121,10 +126,14 @@ def load_rival() -> Any:
         raise UserError(f"this needs torchrl with its DreamerV3 ({error}); {INSTALL}") from None
 
 
-def rival_updates(sizes: Sizes, kernel: int, device: torch.device, precision: torch.dtype, batch: Batch) -> dict[str, Update]:
+def rival_updates(
+    sizes: Sizes, kernel: int, device: torch.device, precision: torch.dtype, batch: Batch
+) -> dict[str, Update]:
     """Part -> update, by TorchRL. Raises: UserError without it."""
     rival = load_rival()
-    alone, whole, plain = (rival.Dreamer(sizes, kernel, device, precision, whole=is_whole) for is_whole in (False, True, True))
+    alone, whole, plain = (
+        rival.Dreamer(sizes, kernel, device, precision, whole=is_whole) for is_whole in (False, True, True)
+    )
     model, agent = alone.world_model_update(alone.sample(batch)), alone.agent_update(alone.starts())
     both = whole.whole_update(whole.sample(batch), eager=False)
     eager = plain.whole_update(plain.sample(batch), eager=True)
@@ -132,7 +141,9 @@ def rival_updates(sizes: Sizes, kernel: int, device: torch.device, precision: to
     return {
         "world_model": Update(name, model, model, alone.world_model_parameters, 0),
         "agent": Update(RIVAL, agent, agent, alone.agent_parameters, sizes.starts),
-        "both": Update(name, both, eager, [*whole.world_model_parameters, *whole.agent_parameters], sizes.batch * sizes.length),
+        "both": Update(
+            name, both, eager, [*whole.world_model_parameters, *whole.agent_parameters], sizes.batch * sizes.length
+        ),
     }
 
 
@@ -147,12 +158,16 @@ def check(update: Update, calls: int = 4) -> None:
     before = [weight.detach().clone() for weight in update.weights]
     for _ in range(calls):
         losses = update.call()
-    infinite = [name for name, value in losses.items() if isinstance(value, Tensor) and not bool(value.isfinite().all())]
+    infinite = [
+        name for name, value in losses.items() if isinstance(value, Tensor) and not bool(value.isfinite().all())
+    ]
     if infinite:
         raise CheckError(f"{update.library}: not finite: {', '.join(infinite)}")
     still = sum(torch.equal(old, new) for old, new in zip(before, update.weights, strict=True))
     if still:
-        raise CheckError(f"{update.library}: {still} of {len(before)} weights are what they were before {calls} updates")
+        raise CheckError(
+            f"{update.library}: {still} of {len(before)} weights are what they were before {calls} updates"
+        )
 
 
 def measure(updates: Sequence[Update], rounds: int, device: torch.device) -> list[Row]:
@@ -166,7 +181,13 @@ def measure(updates: Sequence[Update], rounds: int, device: torch.device) -> lis
         update.counted()  # the first makes optimiser state
         work = count(update.counted, device)
         weights = sum(weight.numel() for weight in update.weights)
-        counted = {"flops": work.flops, "launches": work.launches, "host_reads": len(work.host_reads), "parameters": weights, "starts": update.starts}
+        counted = {
+            "flops": work.flops,
+            "launches": work.launches,
+            "host_reads": len(work.host_reads),
+            "parameters": weights,
+            "starts": update.starts,
+        }
         rows.append({"library": update.library} | found[update.library] | counted)
     return rows
 
@@ -174,13 +195,18 @@ def measure(updates: Sequence[Update], rounds: int, device: torch.device) -> lis
 def measure_preset(preset: str, precision: str, given: argparse.Namespace, device: torch.device) -> list[Row]:
     config = preset_config(preset, "standard")
     torch.manual_seed(0)
-    batch, dtype = random_batch(config.world_model.batch_size, config.world_model.batch_length, device), getattr(torch, precision)
+    batch, dtype = (
+        random_batch(config.world_model.batch_size, config.world_model.batch_length, device),
+        getattr(torch, precision),
+    )
     rivals = [rival_updates(sizes_of(config), kernel, device, dtype, batch) for kernel in given.kernel_size]
     ours = our_updates(config, device, dtype, batch)
     rows = []
     for part in given.part:
         theirs = [rival[part] for rival in rivals]
-        found = measure([ours[part], *theirs[: 1 if part == "agent" else None]], given.rounds, device)  # no convolution is in it
+        found = measure(
+            [ours[part], *theirs[: 1 if part == "agent" else None]], given.rounds, device
+        )  # no convolution is in it
         rows += [{"preset": preset, "precision": precision, "part": part} | row for row in found]
     return rows
 
@@ -191,11 +217,15 @@ def measure_preset(preset: str, precision: str, given: argparse.Namespace, devic
 def parse() -> argparse.Namespace:
     parser = side_by_side.parser_of(__doc__, rounds=16)
     several = "may be given more than once; default"
-    parser.add_argument("--preset", action="append", choices=list(PRESETS), help=f"{several} tiny and cpu, on CUDA storm and fast")
+    parser.add_argument(
+        "--preset", action="append", choices=list(PRESETS), help=f"{several} tiny and cpu, on CUDA storm and fast"
+    )
     precision = f"of all sides; {several} both where the device has bfloat16"
     parser.add_argument("--precision", action="append", choices=["float32", "bfloat16"], help=precision)
     parser.add_argument("--part", action="append", choices=list(PARTS), help=f"{several} all")
-    parser.add_argument("--kernel-size", action="append", type=int, metavar="N", help="odd, of TorchRL's convolutions; default 3 and 5")
+    parser.add_argument(
+        "--kernel-size", action="append", type=int, metavar="N", help="odd, of TorchRL's convolutions; default 3 and 5"
+    )
     return parser.parse_args()
 
 
@@ -225,7 +255,12 @@ def show(result: dict[str, Any]) -> str:
 def cells(row: Row) -> list[str]:
     """One row of the table, in the order of HEADER."""
     times = f"{1e3 * row['seconds']:.1f} ({1e3 * row['seconds_iqr']:.1f})"
-    work = [f"{row['flops'] / 1e9:.3g}", f"{row['flops'] / row['seconds'] / 1e9:.0f}", f"{row['launches']:,}", f"{row['host_reads']:,}"]
+    work = [
+        f"{row['flops'] / 1e9:.3g}",
+        f"{row['flops'] / row['seconds'] / 1e9:.0f}",
+        f"{row['launches']:,}",
+        f"{row['host_reads']:,}",
+    ]
     what = [row["preset"], row["precision"], PARTS[row["part"]], row["library"]]
     return [*what, times, over_text(row), *work, f"{row['parameters']:,}", str(row["starts"] or "-")]
 

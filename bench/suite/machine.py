@@ -1,6 +1,6 @@
 """Which machine is this? Prints what the results say of it, as one JSON object, and ends: the suite itself holds no GPU memory.
 
-    python bench/suite/machine.py cuda
+python bench/suite/machine.py cuda
 """
 
 import json
@@ -33,13 +33,18 @@ def main() -> int:
 
     try:
         if len(sys.argv) != 2:
-            raise UserError(f"expected one device: python bench/suite/machine.py cpu|cuda|cuda:N, got {len(sys.argv) - 1} arguments")
+            raise UserError(
+                f"expected one device: python bench/suite/machine.py cpu|cuda|cuda:N, got {len(sys.argv) - 1} arguments"
+            )
         found = facts(sys.argv[1])
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
     except ImportError as error:
-        print(f"{sys.executable} must have torch and numpy, but: {error}; name another interpreter: PYTHON=...", file=sys.stderr)
+        print(
+            f"{sys.executable} must have torch and numpy, but: {error}; name another interpreter: PYTHON=...",
+            file=sys.stderr,
+        )
         return 2
     print(json.dumps(found))
     return 0

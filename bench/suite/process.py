@@ -36,7 +36,10 @@ class Signals:
 
     def __enter__(self) -> "Signals":
         ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else set()
-        self.previous = {number: signal.signal(number, self.catch) for number in {signal.SIGINT, signal.SIGTERM, signal.SIGHUP} - ignored}
+        self.previous = {
+            number: signal.signal(number, self.catch)
+            for number in {signal.SIGINT, signal.SIGTERM, signal.SIGHUP} - ignored
+        }
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -98,7 +101,9 @@ def run(
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # itself where it still runs, and whatever it started
         process.wait()
-    status: Status = "passed" if process.returncode == 0 else stopped or "failed"  # it may have been done just as it was told to stop
+    status: Status = (
+        "passed" if process.returncode == 0 else stopped or "failed"
+    )  # it may have been done just as it was told to stop
     return Ended(status, process.returncode, time.monotonic() - started)
 
 

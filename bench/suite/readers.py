@@ -16,15 +16,25 @@ def doctor(log: Path, output: Path) -> dict[str, Any]:
     lines = _lines(log)
     if not lines or any(line.startswith("Traceback") for line in lines):
         raise ValueError(f"it did not report: {lines[-1] if lines else 'it said nothing'}")
-    return {"lines": lines, "problems": [line.removeprefix("problem: ") for line in lines if line.startswith("problem: ")]}
+    return {
+        "lines": lines,
+        "problems": [line.removeprefix("problem: ") for line in lines if line.startswith("problem: ")],
+    }
 
 
 def tests(log: Path, output: Path) -> dict[str, Any]:
     """How many tests passed, failed and so on, from pytest's verbose lines: they are there even where it was killed."""
     lines = _lines(log)
     counts = Counter(match[1].lower() for line in lines if (match := OUTCOME.match(line)))
-    failures = [{"test": match[1], "reason": (match[2] or "")[:300]} for line in lines if not OUTCOME.match(line) and (match := REASON.match(line))]
-    return {**{name: counts[name] for name in ("passed", "failed", "error", "skipped")}, "failures": failures[:FAILURES]}
+    failures = [
+        {"test": match[1], "reason": (match[2] or "")[:300]}
+        for line in lines
+        if not OUTCOME.match(line) and (match := REASON.match(line))
+    ]
+    return {
+        **{name: counts[name] for name in ("passed", "failed", "error", "skipped")},
+        "failures": failures[:FAILURES],
+    }
 
 
 def gpu_tests(log: Path, output: Path) -> dict[str, Any]:
@@ -49,7 +59,9 @@ def profile(log: Path, output: Path) -> dict[str, Any]:
     """All of `stormfast profile --json` but the names of the operators."""
     document = _json(output)
     try:
-        document["phases"] = {name: {k: v for k, v in row.items() if k != "operators"} for name, row in document["phases"].items()}
+        document["phases"] = {
+            name: {k: v for k, v in row.items() if k != "operators"} for name, row in document["phases"].items()
+        }
         document["step_ms"] + 0
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"it printed no profile ({type(error).__name__}: {error})") from None

@@ -1,7 +1,7 @@
 """The suite's one result: a JSON file and its table beside it, written whole whenever something is known.
 
-    bench/results/DEVICE/suite-DATE-COMMIT.json, .md
-                         logs/suite-DATE-COMMIT/STAGE.log, STAGE.json     not for git
+bench/results/DEVICE/suite-DATE-COMMIT.json, .md
+                     logs/suite-DATE-COMMIT/STAGE.log, STAGE.json     not for git
 """
 
 import contextlib
@@ -18,12 +18,16 @@ from typing import Any
 
 from bench.suite.table import markdown
 from stormfast.errors import UserError
-from stormfast.run_dir import write_whole
+from stormfast.runs.directory import write_whole
 
 ROOT = Path(__file__).resolve().parents[2]
 LOGS = "logs"
 SAME = ("device", "commit", "dirty", "driver", "torch", "cuda", "triton", "python")  # what makes two calls one result
-KEPT = {"passed", "failed", "timed out"}  # a row that says so is not replaced by one that says that its stage did not run
+KEPT = {
+    "passed",
+    "failed",
+    "timed out",
+}  # a row that says so is not replaced by one that says that its stage did not run
 
 
 class Record:
@@ -68,7 +72,9 @@ class Record:
             write_whole(self.path, text.encode())
             write_whole(self.path.with_suffix(".md"), markdown(self.document).encode())
         except OSError as error:
-            raise UserError(f"{self.path} cannot be written: {error.strerror or error}; give --results another folder") from None
+            raise UserError(
+                f"{self.path} cannot be written: {error.strerror or error}; give --results another folder"
+            ) from None
 
     def _without_paths(self, value: Any) -> Any:
         """The same without where things lie on this machine, which is nobody's business."""
@@ -85,8 +91,12 @@ class Record:
 
 def places(site: Path | None) -> list[tuple[str, str]]:
     """Folders of this machine and what to call them, the deepest first."""
-    named = {sys.base_prefix: "PYTHON", sys.prefix: "PYTHON", str(Path.home()): "~", str(ROOT): ""} | ({str(site): "SITE"} if site else {})
-    return sorted(((place, name) for place, name in named.items() if len(Path(place).parts) > 1), key=lambda pair: -len(pair[0]))
+    named = {sys.base_prefix: "PYTHON", sys.prefix: "PYTHON", str(Path.home()): "~", str(ROOT): ""} | (
+        {str(site): "SITE"} if site else {}
+    )
+    return sorted(
+        ((place, name) for place, name in named.items() if len(Path(place).parts) > 1), key=lambda pair: -len(pair[0])
+    )
 
 
 def open_record(folder: Path, machine: dict[str, Any], fresh: bool, site: Path | None = None) -> Record:
@@ -99,10 +109,14 @@ def open_record(folder: Path, machine: dict[str, Any], fresh: bool, site: Path |
     label = machine["commit"] + ("-dirty" if machine["dirty"] else "")
     for path in reversed(_results_of(folder, label)):
         document = _read(path)
-        if all(document["machine"].get(key) == machine.get(key) for key in SAME) and (not fresh or document["begun"] == today):
+        if all(document["machine"].get(key) == machine.get(key) for key in SAME) and (
+            not fresh or document["begun"] == today
+        ):
             document["machine"] = machine  # clocks and free memory of now
             return Record(path, document, site)
-    names = (f"suite-{today}-{label}{suffix}.json" for suffix in itertools.chain([""], (f"-{n}" for n in itertools.count(2))))
+    names = (
+        f"suite-{today}-{label}{suffix}.json" for suffix in itertools.chain([""], (f"-{n}" for n in itertools.count(2)))
+    )
     path = next(path for name in names if not (path := folder / name).exists())
     return Record(path, {"machine": machine, "begun": today, "stages": [], "training": []}, site)
 
@@ -110,18 +124,27 @@ def open_record(folder: Path, machine: dict[str, Any], fresh: bool, site: Path |
 def _results_of(folder: Path, label: str) -> list[Path]:
     """Results of a commit, oldest first."""
     pattern = re.compile(rf"suite-(\d{{4}}-\d\d-\d\d)-{re.escape(label)}(?:-(\d+))?\.json")
-    found = [(match[1], int(match[2] or 1), path) for path in folder.glob("suite-*.json") if (match := pattern.fullmatch(path.name))]
+    found = [
+        (match[1], int(match[2] or 1), path)
+        for path in folder.glob("suite-*.json")
+        if (match := pattern.fullmatch(path.name))
+    ]
     return [path for _, _, path in sorted(found)]
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text())
-        if not all(isinstance(document[key], kind) for key, kind in {"machine": dict, "begun": str, "stages": list, "training": list}.items()):
+        if not all(
+            isinstance(document[key], kind)
+            for key, kind in {"machine": dict, "begun": str, "stages": list, "training": list}.items()
+        ):
             raise ValueError("it is no result of the suite")
         markdown(document), [row["run"] for row in document["training"]]  # all that is read from it later
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} must be what the suite wrote, but {type(error).__name__}: {error}; move it away") from None
+        raise UserError(
+            f"{path} must be what the suite wrote, but {type(error).__name__}: {error}; move it away"
+        ) from None
     return document
 
 
@@ -133,7 +156,9 @@ def writable_folder(folder: Path) -> Path:
             with tempfile.TemporaryFile(dir=each):  # access rights do not tell: root has them everywhere
                 pass
     except OSError as error:
-        raise UserError(f"results must go to a folder that can be written, but {folder}: {error.strerror or error}; give --results another") from None
+        raise UserError(
+            f"results must go to a folder that can be written, but {folder}: {error.strerror or error}; give --results another"
+        ) from None
     return folder
 
 

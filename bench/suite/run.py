@@ -62,7 +62,7 @@ def run_stages(stages: Sequence[Stage], record: Record, around: Around) -> int:
         record.put_stage(row)
         statuses.append(row["status"])
         took = f" in {row['seconds']:.0f} s" if "seconds" in row else ""
-        tell(f"{stage.name}: {row['status']}{took}{': ' * bool(row['reason'])}{row['reason']}")
+        log_line(f"{stage.name}: {row['status']}{took}{': ' * bool(row['reason'])}{row['reason']}")
     if around.signals.caught:
         return 128 + around.signals.caught
     return 1 if {"failed", "timed out"} & set(statuses) else 0
@@ -87,7 +87,7 @@ def one_stage(stage: Stage, record: Record, around: Around) -> dict[str, Any]:
     limit = min(stage.limit, around.left - GRACE)
     row = {"stage": stage.name, "status": "running", "reason": "", "command": command_line(stage), "date": date()}
     record.put_stage(row)
-    tell(f"{stage.name}: running, {limit:.0f} s at most")
+    log_line(f"{stage.name}: running, {limit:.0f} s at most")
     output.unlink(missing_ok=True)  # an earlier call's
     command = [interpreter(), *(str(output) if word == "{output}" else word for word in stage.command)]
     ended = run(
@@ -107,7 +107,11 @@ def one_stage(stage: Stage, record: Record, around: Around) -> dict[str, Any]:
 
 def outcome(stage: Stage, ended: Ended, log: Path, output: Path) -> dict[str, Any]:
     """What a stage came to: its result, even in part; and where it did not pass, why, and the end of its log."""
-    status, reason, result = ("passed" if ended.status == "failed" and ended.code in stage.accepts else ended.status), "", None
+    status, reason, result = (
+        ("passed" if ended.status == "failed" and ended.code in stage.accepts else ended.status),
+        "",
+        None,
+    )
     try:
         result = stage.read(log, output)
     except ValueError as error:
@@ -135,7 +139,7 @@ def date() -> str:
     return time.strftime("%Y-%m-%d %H:%M")
 
 
-def tell(line: str) -> None:
+def log_line(line: str) -> None:
     """Prints a line. A reader that has left must not end the suite."""
     with contextlib.suppress(OSError):
         print(line, flush=True)

@@ -35,7 +35,9 @@ class Stage:
     command: tuple[str, ...]  # of the Python interpreter
     limit: float  # seconds it may take at most
     least: float  # seconds without which it is not begun
-    read: Callable[[Path, Path], dict[str, Any]]  # log, output -> result; raises ValueError where the output is not what it should be
+    read: Callable[
+        [Path, Path], dict[str, Any]
+    ]  # log, output -> result; raises ValueError where the output is not what it should be
     needs: tuple[str, ...] = ()  # modules
     stop_with: signal.Signals = signal.SIGTERM
     writes: str = ""  # suffix of its output; "" where all is in the log
@@ -50,7 +52,9 @@ class Stage:
 def plan(device: str, steps: int | None = None, game: str | None = None) -> list[Stage]:
     """All stages for a device, "cuda", "cuda:N" or "cpu"; `steps` environment steps to profile, of `game`."""
     kind = device.partition(":")[0]
-    profiled = [_profile(preset, device, kind, steps or PROFILE_STEPS[kind], game or default_game()) for preset in PRESETS[kind]]
+    profiled = [
+        _profile(preset, device, kind, steps or PROFILE_STEPS[kind], game or default_game()) for preset in PRESETS[kind]
+    ]
     return [_doctor(kind), _tests(kind), *profiled, _kernels(device, kind), _memory(kind), _phases(device, kind)]
 
 
@@ -71,7 +75,9 @@ def _doctor(kind: str) -> Stage:
 
 def _tests(kind: str) -> Stage:
     """Only files that have such tests: the rest may need packages that are not here."""
-    files = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in path.read_text())
+    files = sorted(
+        str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in path.read_text()
+    )
     command = (*PYTEST, "-m", "gpu", *files)
     read = readers.gpu_tests if kind == "cuda" else readers.tests
     return Stage("tests", command, *_limits("tests", kind), read=read, needs=("pytest", *RUN), stop_with=signal.SIGINT)
@@ -80,7 +86,15 @@ def _tests(kind: str) -> Stage:
 def _profile(preset: str, device: str, kind: str, steps: int, game: str) -> Stage:
     asked = ("--preset", preset, "--game", game, "--device", device, "--steps", str(steps), "--json")
     command = ("-m", "stormfast", "profile", *asked)
-    return Stage(f"profile-{preset}", command, *_limits("profile", kind), read=readers.profile, needs=RUN, writes=".json", prints=True)
+    return Stage(
+        f"profile-{preset}",
+        command,
+        *_limits("profile", kind),
+        read=readers.profile,
+        needs=RUN,
+        writes=".json",
+        prints=True,
+    )
 
 
 def _kernels(device: str, kind: str) -> Stage:
@@ -95,14 +109,18 @@ def _phases(device: str, kind: str) -> Stage:
 def _benches(name: str, files: tuple[str, ...], device: str, kind: str, needs: tuple[str, ...]) -> Stage:
     """Stopped by SIGINT, at which pytest-benchmark still writes what it has."""
     command = (*PYTEST, *files, "--device", device, "--benchmark-json", "{output}")
-    return Stage(name, command, *_limits(name, kind), read=readers.benches, needs=needs, stop_with=signal.SIGINT, writes=".json")
+    return Stage(
+        name, command, *_limits(name, kind), read=readers.benches, needs=needs, stop_with=signal.SIGINT, writes=".json"
+    )
 
 
 def _memory(kind: str) -> Stage:
     measure = ("--measure",) if kind == "cuda" else ()
     presets = tuple(word for preset in PRESETS[kind] for word in ("--preset", preset))
     command = ("profiling/memory.py", *presets, *measure, "--json")
-    return Stage("memory", command, *_limits("memory", kind), read=readers.memory, needs=RUN, writes=".json", prints=True)
+    return Stage(
+        "memory", command, *_limits("memory", kind), read=readers.memory, needs=RUN, writes=".json", prints=True
+    )
 
 
 def choose(stages: list[Stage], names: str | None) -> list[Stage]:
@@ -113,7 +131,9 @@ def choose(stages: list[Stage], names: str | None) -> list[Stage]:
     known = {stage.name for stage in stages} | {stage.name.partition("-")[0] for stage in stages}
     strange = [name for name in wanted if name not in known]
     if strange or not wanted:
-        raise ValueError(f"--stages must be some of {','.join(stage.name for stage in stages)}, got '{strange[0] if strange else names}'")
+        raise ValueError(
+            f"--stages must be some of {','.join(stage.name for stage in stages)}, got '{strange[0] if strange else names}'"
+        )
     return [stage for stage in stages if {stage.name, stage.name.partition("-")[0]} & set(wanted)]
 
 

@@ -14,7 +14,11 @@ OWN_MEMORY = 3 * GB  # of a device: at most what a driver and one empty context 
 def markdown(document: dict[str, Any]) -> str:
     """The whole page. `document` is what record.py describes."""
     results = {row["stage"]: row["result"] for row in document["stages"] if row.get("result")}
-    parts = [heading(document), *machine(document["machine"]), *([stages(document["stages"])] if document["stages"] else [])]
+    parts = [
+        heading(document),
+        *machine(document["machine"]),
+        *([stages(document["stages"])] if document["stages"] else []),
+    ]
     profiles = [result for name, result in results.items() if name.startswith("profile-")]
     sections: list[tuple[str, Any, Callable[[Any], str]]] = [
         ("A step as training runs it", profiles, steps),
@@ -33,13 +37,19 @@ def heading(document: dict[str, Any]) -> str:
 
 def machine(found: dict[str, Any]) -> list[str]:
     """What everything below was measured on."""
-    versions = ", ".join(f"{name} {found[name]}" for name in ("torch", "cuda", "triton", "python", "driver") if found.get(name))
+    versions = ", ".join(
+        f"{name} {found[name]}" for name in ("torch", "cuda", "triton", "python", "driver") if found.get(name)
+    )
     lines = [f"{found['device']}: {versions}; {found['threads']} CPU threads."]
     if "clocks.sm" in found:
-        now, most = (f"SM {found[f'clocks.{which}sm']}, memory {found[f'clocks.{which}mem']} MHz" for which in ("", "max."))
+        now, most = (
+            f"SM {found[f'clocks.{which}sm']}, memory {found[f'clocks.{which}mem']} MHz" for which in ("", "max.")
+        )
         lines.append(f"Clocks when it began: {now}; at most: {most}.")
     if "memory_total" in found:
-        lines.append(f"Memory free when it began: {found['memory_free'] / GB:.1f} of {found['memory_total'] / GB:.1f} GB.")
+        lines.append(
+            f"Memory free when it began: {found['memory_free'] / GB:.1f} of {found['memory_total'] / GB:.1f} GB."
+        )
         if found["memory_total"] - found["memory_free"] > OWN_MEMORY:
             lines.append("Others held the rest, and may have slowed down what is below.")
     if found["dirty"]:
@@ -50,8 +60,13 @@ def machine(found: dict[str, Any]) -> list[str]:
 
 
 def stages(rows: Sequence[dict[str, Any]]) -> str:
-    table = [[row["stage"], row["status"], seconds(row), told(row), row.get("date", ""), f"`{row['command']}`"] for row in rows]
-    return grid(["stage", "status", "seconds", "said", "date", "command"], [[cell(text) for text in row] for row in table])
+    table = [
+        [row["stage"], row["status"], seconds(row), told(row), row.get("date", ""), f"`{row['command']}`"]
+        for row in rows
+    ]
+    return grid(
+        ["stage", "status", "seconds", "said", "date", "command"], [[cell(text) for text in row] for row in table]
+    )
 
 
 def seconds(row: dict[str, Any]) -> str:
@@ -71,7 +86,18 @@ def told(row: dict[str, Any]) -> str:
 
 
 def steps(profiles: Sequence[dict[str, Any]]) -> str:
-    header = ["preset", "game", "compile", "ms a step", "p20 - p80", "of floor", "launches", "host reads", "100k steps, minutes", "most memory, GB"]
+    header = [
+        "preset",
+        "game",
+        "compile",
+        "ms a step",
+        "p20 - p80",
+        "of floor",
+        "launches",
+        "host reads",
+        "100k steps, minutes",
+        "most memory, GB",
+    ]
     return grid(header, [step_cells(found) for found in profiles])
 
 
@@ -91,19 +117,42 @@ def step_cells(found: dict[str, Any]) -> list[str]:
 
 
 def memory(presets: Sequence[dict[str, Any]]) -> str:
-    return grid(["preset", "on", "counted, GB", "measured tensors, GB", "reserved by the allocator, GB"], [memory_cells(found) for found in presets])
+    return grid(
+        ["preset", "on", "counted, GB", "measured tensors, GB", "reserved by the allocator, GB"],
+        [memory_cells(found) for found in presets],
+    )
 
 
 def memory_cells(found: dict[str, Any]) -> list[str]:
     measured = found.get("measured")
-    cells = [f"{max(measured['peaks'].values()) / GB:.2f}", f"{measured['reserved'] / GB:.2f}"] if measured else ["-", "-"]
-    return [found["preset"], f"{found['device_type']} {found['precision']}", f"{found['bytes']['total'] / GB:.2f}", *cells]
+    cells = (
+        [f"{max(measured['peaks'].values()) / GB:.2f}", f"{measured['reserved'] / GB:.2f}"] if measured else ["-", "-"]
+    )
+    return [
+        found["preset"],
+        f"{found['device_type']} {found['precision']}",
+        f"{found['bytes']['total'] / GB:.2f}",
+        *cells,
+    ]
 
 
 def training(runs: Sequence[dict[str, Any]]) -> str:
-    header = ["game", "preset, seed", "status", "steps", "minutes", "ms a step", "score (95 % interval)", "human-normalised", "episodes", "commits"]
+    header = [
+        "game",
+        "preset, seed",
+        "status",
+        "steps",
+        "minutes",
+        "ms a step",
+        "score (95 % interval)",
+        "human-normalised",
+        "episodes",
+        "commits",
+    ]
     table = grid(header, [[cell(text) for text in training_cells(run)] for run in runs])
-    commands = dict.fromkeys(command for run in runs for command in (*(call["command"] for call in run["calls"]), run["evaluate_command"]))
+    commands = dict.fromkeys(
+        command for run in runs for command in (*(call["command"] for call in run["calls"]), run["evaluate_command"])
+    )
     return "\n".join([table, "", *(f"- `{command}`" for command in commands)])
 
 
@@ -125,7 +174,11 @@ def score_cells(found: dict[str, Any] | None) -> list[str]:
         return ["-", "-", "-"]
     low, high = found["mean_interval_95"]
     normalised = found["human_normalised"]
-    return [f"{found['mean']:.2f} ({low:.2f} - {high:.2f})", "-" if normalised is None else f"{normalised:.3f}", str(found["episodes"])]
+    return [
+        f"{found['mean']:.2f} ({low:.2f} - {high:.2f})",
+        "-" if normalised is None else f"{normalised:.3f}",
+        str(found["episodes"]),
+    ]
 
 
 def cell(text: str) -> str:

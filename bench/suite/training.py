@@ -1,7 +1,7 @@
 """A whole run of a game, in as many calls as it takes: trained with checkpoints, then evaluated.
 
-    RUN/              the run directory of `stormfast train`
-        calls.json    what each call did: date, commit, steps, seconds
+RUN/              the run directory of `stormfast train`
+    calls.json    what each call did: date, commit, steps, seconds
 """
 
 import dataclasses
@@ -19,10 +19,10 @@ from typing import Any
 
 from bench.suite.process import Ended, last_lines, run
 from bench.suite.record import ROOT, Record, only_one
-from bench.suite.run import GRACE, Around, date, tell
+from bench.suite.run import GRACE, Around, date, log_line
 from bench.suite.stages import interpreter
 from stormfast.errors import UserError
-from stormfast.run_dir import CONFIG, load_config, write_whole
+from stormfast.runs.directory import CONFIG, load_config, write_whole
 
 CALLS = "calls.json"
 LOCK = ".lock"
@@ -60,10 +60,25 @@ class Training:
         """The same settings whether it begins or goes on: a run whose settings are others then refuses."""
         sizes = ("--game", self.game, "--preset", self.preset, "--seed", str(self.seed), "--steps", str(self.steps))
         place = ("--run-dir", str(self.run_dir), "--device", self.device, "--logging.no-tensorboard")
-        return [*self.stormfast, "train", *sizes, *place, *self.more, *(["--resume"] if saved_step(self.run_dir) is not None else [])]
+        return [
+            *self.stormfast,
+            "train",
+            *sizes,
+            *place,
+            *self.more,
+            *(["--resume"] if saved_step(self.run_dir) is not None else []),
+        ]
 
     def evaluate_command(self) -> list[str]:
-        return [*self.stormfast, "evaluate", str(self.run_dir), "--episodes", str(self.episodes), "--device", self.device]
+        return [
+            *self.stormfast,
+            "evaluate",
+            str(self.run_dir),
+            "--episodes",
+            str(self.episodes),
+            "--device",
+            self.device,
+        ]
 
     def told(self, command: list[str]) -> str:
         """A command as one would type it in the root of the repository; a run elsewhere is RUN."""
@@ -84,7 +99,9 @@ def parsed(path: Path, parse: Callable[[str], Any]) -> Any:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({type(error).__name__}: {error}); repair it, or start anew with another --run-dir") from None
+        raise UserError(
+            f"{path} is damaged ({type(error).__name__}: {error}); repair it, or start anew with another --run-dir"
+        ) from None
 
 
 def go_on(training: Training, record: Record, around: Around) -> int:
@@ -98,8 +115,12 @@ def go_on(training: Training, record: Record, around: Around) -> int:
         before = {path.name for path in training.run_dir.iterdir()} if training.run_dir.exists() else None
         training.run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--run-dir must be a folder that can be written, but {training.run_dir}: {error.strerror or error}") from None
-    with only_one(training.run_dir / LOCK, f"another suite trains in {training.run_dir}; wait until it has ended") as lock:
+        raise UserError(
+            f"--run-dir must be a folder that can be written, but {training.run_dir}: {error.strerror or error}"
+        ) from None
+    with only_one(
+        training.run_dir / LOCK, f"another suite trains in {training.run_dir}; wait until it has ended"
+    ) as lock:
         try:
             if saved_step(training.run_dir) is None:
                 clear_unsaved(training.run_dir, began=LOCK in (before or ()))
@@ -120,7 +141,7 @@ def _go_on(training: Training, record: Record, around: Around) -> int:
         status = "finished"
     row = describe(training, status, reason)
     record.put_training(row)
-    tell(f"{training.name}: {status}, step {row['step']:,} of {row['steps']:,}{': ' * bool(reason)}{reason}")
+    log_line(f"{training.name}: {status}, step {row['step']:,} of {row['steps']:,}{': ' * bool(reason)}{reason}")
     if around.signals.caught:
         return 128 + around.signals.caught
     return {"finished": 0, "paused": NOT_FINISHED, "trained": NOT_FINISHED}.get(status, 1)
@@ -135,7 +156,7 @@ def train(training: Training, record: Record, around: Around) -> tuple[str, str]
     if around.signals.caught or around.left - saving < 1:
         return "paused", "no time was left to train"
     log, command = record.logs / f"train-{slug(training.name)}.log", training.train_command()
-    tell(f"{training.name}: training from step {before or 0:,}{at_most(around.left - saving)}; its log is {log}")
+    log_line(f"{training.name}: training from step {before or 0:,}{at_most(around.left - saving)}; its log is {log}")
     ended = call(command, log, around, around.left - saving, saving)
     after = saved_step(training.run_dir)
     if after is not None:  # else there is no run yet that a call could be told of
@@ -145,7 +166,9 @@ def train(training: Training, record: Record, around: Around) -> tuple[str, str]
     if ended.status in ("timed out", "interrupted") and ended.code == 128 + signal.SIGTERM:
         return "paused", ""
     if ended.status in ("timed out", "interrupted"):
-        reason = f"it did not save within {saving:.0f} s of being told to stop; the checkpoint of step {after or 0} holds"
+        reason = (
+            f"it did not save within {saving:.0f} s of being told to stop; the checkpoint of step {after or 0} holds"
+        )
         return "paused" if after else "failed", reason
     last = last_lines(log)[-1:]
     if ended.code == BAD_INPUT and last:
@@ -158,7 +181,7 @@ def evaluate(training: Training, record: Record, around: Around, alone: bool) ->
     if around.signals.caught or around.left - GRACE < LEAST_EVALUATION:
         return "trained", "no time was left to evaluate"
     log = record.logs / f"evaluate-{slug(training.name)}.log"
-    tell(f"{training.name}: evaluating {training.episodes} episodes{at_most(around.left - GRACE)}")
+    log_line(f"{training.name}: evaluating {training.episodes} episodes{at_most(around.left - GRACE)}")
     ended = call(training.evaluate_command(), log, around, around.left - GRACE, GRACE)
     if evaluation(training) is not None:
         return "finished", ""
@@ -166,7 +189,10 @@ def evaluate(training: Training, record: Record, around: Around, alone: bool) ->
         return "trained", "interrupted while evaluating"
     if ended.status == "timed out":
         more = "give more --minutes or fewer --episodes" if alone else "the next call has more time"
-        return "failed" if alone else "trained", f"{training.episodes} episodes did not fit in {ended.seconds:.0f} s; {more}"
+        return (
+            "failed" if alone else "trained",
+            f"{training.episodes} episodes did not fit in {ended.seconds:.0f} s; {more}",
+        )
     return "failed", ": ".join([f"stormfast evaluate ended with {ended.code}", *last_lines(log)[-1:]])
 
 
@@ -197,7 +223,9 @@ def clear_unsaved(run_dir: Path, began: bool) -> None:
     if not began:
         raise UserError(f"{wanted} has {visible[0]}; choose another")
     load_config(run_dir)  # it is stormfast's
-    found = sorted(run_dir.rglob("*"), key=lambda path: (path.name != CONFIG, path), reverse=True)  # what tells whose it is goes last
+    found = sorted(
+        run_dir.rglob("*"), key=lambda path: (path.name != CONFIG, path), reverse=True
+    )  # what tells whose it is goes last
     strange = [name for path in found if not LEFT_UNSAVED.fullmatch(name := path.relative_to(run_dir).as_posix())]
     if strange:
         raise UserError(f"{wanted} has {strange[-1]}; choose another")
@@ -288,12 +316,18 @@ def metrics(run_dir: Path) -> list[dict[str, Any]]:
 def ms_per_step(lines: list[dict[str, Any]]) -> float | None:
     """Median over the intervals between two lines in which it learned: what compiling and random play took is left out."""
     pairs = [(a, b) for a, b in itertools.pairwise(lines) if b["step"] > a["step"] and "world_model/total" in a]
-    return 1000 * statistics.median((b["seconds"] - a["seconds"]) / (b["step"] - a["step"]) for a, b in pairs) if pairs else None
+    return (
+        1000 * statistics.median((b["seconds"] - a["seconds"]) / (b["step"] - a["step"]) for a, b in pairs)
+        if pairs
+        else None
+    )
 
 
 def curve(lines: list[dict[str, Any]]) -> list[dict[str, float]]:
     """Step, seconds and return of training episodes, at CURVE_POINTS lines at most."""
-    points = [{key: line[key] for key in ("step", "seconds", "episode_return")} for line in lines if "episode_return" in line]
+    points = [
+        {key: line[key] for key in ("step", "seconds", "episode_return")} for line in lines if "episode_return" in line
+    ]
     return points[:: -(-len(points) // CURVE_POINTS) or 1]
 
 

@@ -39,7 +39,9 @@ def install(folder: Path, sites: Path) -> Path:
             if not site.exists():  # another suite may have been quicker
                 os.replace(Path(scratch) / "site", site)
     except OSError as error:
-        raise UserError(f"wheels are installed under {sites}, which must be a folder that can be written: {error.strerror or error}") from None
+        raise UserError(
+            f"wheels are installed under {sites}, which must be a folder that can be written: {error.strerror or error}"
+        ) from None
     return site
 
 
@@ -51,10 +53,17 @@ def _key(wheels: list[Path]) -> str:
 
 def _pip(wheels: list[Path], target: Path) -> None:
     quiet = ("--quiet", "--no-index", "--no-deps", "--no-compile", "--no-cache-dir", "--disable-pip-version-check")
-    done = subprocess.run([sys.executable, "-m", "pip", "install", *quiet, "--target", target, *wheels], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "install", *quiet, "--target", target, *wheels],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
-        raise UserError(f"the wheels do not install with {sys.executable}: {lines[-1] if lines else f'pip ended with {done.returncode}'}")
+        raise UserError(
+            f"the wheels do not install with {sys.executable}: {lines[-1] if lines else f'pip ended with {done.returncode}'}"
+        )
 
 
 def sourced(folder: Path, site: Path, environment: Mapping[str, str]) -> dict[str, str]:
@@ -70,7 +79,9 @@ def sourced(folder: Path, site: Path, environment: Mapping[str, str]) -> dict[st
     done = subprocess.run([bash, "-c", SOURCE, "bash", script, site], env=given, capture_output=True, check=False)
     if done.returncode:
         lines = done.stderr.decode(errors="replace").splitlines()
-        raise UserError(f"{script} must be a bash script that works, but: {lines[-1] if lines else f'exit status {done.returncode}'}")
+        raise UserError(
+            f"{script} must be a bash script that works, but: {lines[-1] if lines else f'exit status {done.returncode}'}"
+        )
     pairs = (entry.split(b"=", 1) for entry in done.stdout.split(b"\0") if b"=" in entry)
     return {os.fsdecode(name): os.fsdecode(value) for name, value in pairs}
 

@@ -19,13 +19,21 @@ from stormfast_kernels.launch import Launch, jit, next_power_of_2, tl
 
 @register("cached_attention_step", "reference")
 def cached_attention_step_reference(
-    query: Tensor, key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, length: Tensor, first: Tensor | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    length: Tensor,
+    first: Tensor | None,
 ) -> Tensor:
     """cached_attention_step by the library: static shapes, the whole cache under a mask."""
     try:
         key_cache.index_copy_(2, length.view(1), key.unsqueeze(2))
     except IndexError as error:  # on the CPU only: a GPU notices in the kernel, and stops the process
-        raise ValueError(f"length must lie in 0..{key_cache.shape[2] - 1} for caches {tuple(key_cache.shape)}: {error}") from None
+        raise ValueError(
+            f"length must lie in 0..{key_cache.shape[2] - 1} for caches {tuple(key_cache.shape)}: {error}"
+        ) from None
     value_cache.index_copy_(2, length.view(1), value.unsqueeze(2))
     position = torch.arange(key_cache.shape[2], device=query.device)
     visible = (position <= length).unsqueeze(0)  # [1, L]
@@ -34,7 +42,9 @@ def cached_attention_step_reference(
         visible = (visible & (position >= start)).view(-1, 1, 1, len(position))  # [B, 1, 1, L]
     with torch.autocast(query.device.type, enabled=False):  # in the dtype of the arguments, as the kernel
         if query.device.type == "cpu":
-            return _attend_by_products(query, key_cache, value_cache, visible.expand(1, 1, 1, -1) if first is None else visible)
+            return _attend_by_products(
+                query, key_cache, value_cache, visible.expand(1, 1, 1, -1) if first is None else visible
+            )
         return scaled_dot_product_attention(query.unsqueeze(2), key_cache, value_cache, attn_mask=visible).squeeze(2)
 
 
@@ -45,7 +55,12 @@ def _attend_by_products(query: Tensor, key_cache: Tensor, value_cache: Tensor, v
     float32 7.5 for 11.6; [128, 4, 14, 32] 0.27 for 0.80, 0.18 for 0.27.
     """
     batch, heads, positions, head_dim = key_cache.shape
-    bias = query.new_zeros(visible.shape).masked_fill(~visible, float("-inf")).expand(batch, heads, 1, positions).reshape(-1, 1, positions)
+    bias = (
+        query.new_zeros(visible.shape)
+        .masked_fill(~visible, float("-inf"))
+        .expand(batch, heads, 1, positions)
+        .reshape(-1, 1, positions)
+    )
     keys, values = key_cache.flatten(0, 1), value_cache.flatten(0, 1)
     scores = torch.baddbmm(bias, query.reshape(-1, 1, head_dim), keys.transpose(1, 2), alpha=head_dim**-0.5)
     weights = torch.softmax(scores, -1, dtype=torch.float64 if query.dtype == torch.float64 else torch.float32)
@@ -97,7 +112,9 @@ def load_tile(
     wave = tl.arange(0, WAVES)[:, None]
     element = tl.arange(0, WAVE * HEAD_DIM)[None, :]
     visible = is_visible(begin + wave * WAVE + element // HEAD_DIM, start, count)
-    in_wave = (begin + element // HEAD_DIM).to(tl.int64) * POSITION_STRIDE + (element % HEAD_DIM).to(tl.int64) * FEATURE_STRIDE
+    in_wave = (begin + element // HEAD_DIM).to(tl.int64) * POSITION_STRIDE + (element % HEAD_DIM).to(
+        tl.int64
+    ) * FEATURE_STRIDE
     # Added last and alone, the wave becomes the constant offset of a load instruction.
     return tl.load((cache + in_wave) + wave.to(tl.int64) * (WAVE * POSITION_STRIDE), mask=visible, other=0.0)
 
@@ -219,7 +236,14 @@ def attention_step_kernel(
 
 
 def step_launch(
-    query: Tensor, key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, length: Tensor, first: Tensor | None, out: Tensor
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    length: Tensor,
+    first: Tensor | None,
+    out: Tensor,
 ) -> Launch:
     """Of tensors as in cached_attention_step; tokens laid out alike with features side by side, caches laid out alike.
 
@@ -277,15 +301,31 @@ def _strides(tensor: Tensor) -> tuple[int, ...]:
 # formula for an op that writes its inputs; going backward through one that has none raises as well.
 
 
-@torch.library.custom_op("stormfast::cached_attention_step", mutates_args=("key_cache", "value_cache"), device_types="cuda")
+@torch.library.custom_op(
+    "stormfast::cached_attention_step", mutates_args=("key_cache", "value_cache"), device_types="cuda"
+)
 def cached_attention_step_op(
-    query: Tensor, key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, length: Tensor, first: Tensor | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    length: Tensor,
+    first: Tensor | None,
 ) -> Tensor:
     """cached_attention_step by the kernel, for what _fits."""
     return _run_kernel(query, key, value, key_cache, value_cache, length, first)
 
 
-def _run_kernel(query: Tensor, key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, length: Tensor, first: Tensor | None) -> Tensor:
+def _run_kernel(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    length: Tensor,
+    first: Tensor | None,
+) -> Tensor:
     alike = _strides(query) == _strides(key) == _strides(value) and query.stride(2) == 1
     if not alike:
         query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
@@ -313,7 +353,13 @@ def _fits(query: Tensor, key_cache: Tensor, value_cache: Tensor) -> bool:
 
 @register("cached_attention_step", "triton")
 def cached_attention_step_triton(
-    query: Tensor, key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, length: Tensor, first: Tensor | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    length: Tensor,
+    first: Tensor | None,
 ) -> Tensor:
     """By the kernel; float64, other head sizes and caches of different layouts by the reference."""
     # Read one by one, sizes and strides become constants of a compiled graph. With symbolic ones Inductor (torch 2.13) hands a
@@ -339,7 +385,9 @@ def _trial(device: torch.device) -> None:
         results.append((torch.stack(out), caches))
     (got, got_caches), (expected, expected_caches) = results
     torch.testing.assert_close(got_caches, expected_caches, rtol=0, atol=0)
-    torch.testing.assert_close(got, expected, rtol=2e-2, atol=2e-2)  # bfloat16 rounds to 2^-9, the library in between as well
+    torch.testing.assert_close(
+        got, expected, rtol=2e-2, atol=2e-2
+    )  # bfloat16 rounds to 2^-9, the library in between as well
 
 
 # --- public functions --------------------------------------------------------------------------------------------
@@ -391,18 +439,28 @@ def cached_attention_step(
     if length.dim() != 0 or length.dtype != torch.int64:
         raise ValueError(f"length must be a 0-d int64 tensor, got {tuple(length.shape)} {length.dtype}")
     if first is not None and (first.shape != query.shape[:1] or first.dtype != torch.int64):
-        raise ValueError(f"first must be int64 {tuple(query.shape[:1])} for query {tuple(query.shape)}, got {first.dtype} {tuple(first.shape)}")
+        raise ValueError(
+            f"first must be int64 {tuple(query.shape[:1])} for query {tuple(query.shape)}, got {first.dtype} {tuple(first.shape)}"
+        )
     for name, tensor in (("length", length), ("first", first)):
         if tensor is not None and tensor.device != query.device:
-            raise ValueError(f"query {tuple(query.shape)} is on {query.device}, but {name} {tuple(tensor.shape)} is on {tensor.device}")
-    return implementation("cached_attention_step", query.device)(query, key, value, key_cache, value_cache, length, first)
+            raise ValueError(
+                f"query {tuple(query.shape)} is on {query.device}, but {name} {tuple(tensor.shape)} is on {tensor.device}"
+            )
+    return implementation("cached_attention_step", query.device)(
+        query, key, value, key_cache, value_cache, length, first
+    )
 
 
 def _check_step(query: Tensor, key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor) -> None:
     shapes = [tuple(x.shape) for x in (query, key, value, key_cache, value_cache)]
-    fits = len(shapes[0]) == 3 and len(shapes[3]) == 4 and shapes[0] == shapes[1] == shapes[2] and shapes[3] == shapes[4]
+    fits = (
+        len(shapes[0]) == 3 and len(shapes[3]) == 4 and shapes[0] == shapes[1] == shapes[2] and shapes[3] == shapes[4]
+    )
     if not fits or (*shapes[3][:2], shapes[3][3]) != shapes[0] or shapes[3][2] < 1 or shapes[0][2] < 1:
-        raise ValueError(f"query, key, value must be [B, heads, head_dim] and the caches [B, heads, L, head_dim], got {', '.join(map(str, shapes))}")
+        raise ValueError(
+            f"query, key, value must be [B, heads, head_dim] and the caches [B, heads, L, head_dim], got {', '.join(map(str, shapes))}"
+        )
     names = ("query", "key", "value", "key_cache", "value_cache")
     for name, tensor in zip(names, (query, key, value, key_cache, value_cache), strict=True):
         if tensor.dtype != query.dtype or tensor.device != query.device:
@@ -410,7 +468,9 @@ def _check_step(query: Tensor, key: Tensor, value: Tensor, key_cache: Tensor, va
                 f"query {shapes[0]} is {query.dtype} on {query.device}, but {name} {tuple(tensor.shape)} is {tensor.dtype} on {tensor.device}"
             )
         if tensor.requires_grad and torch.is_grad_enabled():
-            raise ValueError(f"{name} {tuple(tensor.shape)} asks for a gradient, which a step with a cache has not: call it under torch.no_grad()")
+            raise ValueError(
+                f"{name} {tuple(tensor.shape)} asks for a gradient, which a step with a cache has not: call it under torch.no_grad()"
+            )
     if not query.is_floating_point():
         raise ValueError(f"query {shapes[0]} must be floating, got {query.dtype}")
 
@@ -423,7 +483,9 @@ def _check_caches(key_cache: Tensor, value_cache: Tensor, filled: int | None) ->
         raise ValueError(f"{trouble}: filled is {filled}, and caches {shape} have positions 0..{shape[2] - 1}")
     for name, cache in (("key_cache", key_cache), ("value_cache", value_cache)):
         if any(size > 1 and stride == 0 for size, stride in zip(cache.shape, cache.stride(), strict=True)):
-            raise ValueError(f"{name} {shape} with strides {cache.stride()} is expanded: its entries share memory, and cannot be written apart")
+            raise ValueError(
+                f"{name} {shape} with strides {cache.stride()} is expanded: its entries share memory, and cannot be written apart"
+            )
     same = key_cache is value_cache
     if not torch.compiler.is_compiling() and type(key_cache) is type(value_cache) is Tensor and not key_cache.is_meta:
         same = same or (key_cache.numel() > 0 and key_cache.data_ptr() == value_cache.data_ptr())

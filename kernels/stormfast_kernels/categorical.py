@@ -20,7 +20,9 @@ Draw = Tensor | CounterRng | None  # uniform numbers, a stream of them, or the m
 
 
 @register("sample_categorical", "reference")
-def sample_categorical_reference(logits: Tensor, draw: Draw, unimix: float, with_log_probs: bool) -> tuple[Tensor, Tensor | None, Tensor]:
+def sample_categorical_reference(
+    logits: Tensor, draw: Draw, unimix: float, with_log_probs: bool
+) -> tuple[Tensor, Tensor | None, Tensor]:
     """Sample, log-probabilities (where asked for) and index, in plain differentiable torch."""
     probs = _unimix_probs(logits, unimix)
     if draw is None:
@@ -51,7 +53,9 @@ def unimix_log_probs_reference(logits: Tensor, unimix: float) -> Tensor:
     return _unimix_probs(logits, unimix).log()
 
 
-def gradient_reference(logits: Tensor, grad_sample: Tensor | None, grad_log_probs: Tensor | None, unimix: float) -> Tensor:
+def gradient_reference(
+    logits: Tensor, grad_sample: Tensor | None, grad_log_probs: Tensor | None, unimix: float
+) -> Tensor:
     """Gradient of both outputs with respect to logits, written out as the kernel computes it."""
     probs = torch.softmax(logits, -1, dtype=_accumulate_dtype(logits))
     pulled = torch.zeros_like(probs)  # softmax probabilities times the gradient with respect to the mixed ones
@@ -76,7 +80,9 @@ def _accumulate_dtype(logits: Tensor) -> torch.dtype:
 # --- kernels -----------------------------------------------------------------------------------------------------
 # A program holds a tile of rows; a row's classes lie in neighbouring threads, so that loads and stores are 16 bytes wide.
 
-ELEMENTS = 65_536 if launch.INTERPRETED else 2_048  # of a tile: 16 a thread, and the interpreter's time goes by programs
+ELEMENTS = (
+    65_536 if launch.INTERPRETED else 2_048
+)  # of a tile: 16 a thread, and the interpreter's time goes by programs
 WARPS = 4
 LOG2_E, LN_2 = constant(math.log2(math.e)), constant(math.log(2))
 MOST_CLASSES = 1_024  # a row must fit a tile; longer ones take the reference
@@ -179,10 +185,23 @@ def unimix_gradient_kernel(
 
 
 def forward_launch(
-    logits: Tensor, draw: Draw | Literal["nothing"], unimix: float, sample: Tensor | None, index: Tensor | None, log_probs: Tensor | None
+    logits: Tensor,
+    draw: Draw | Literal["nothing"],
+    unimix: float,
+    sample: Tensor | None,
+    index: Tensor | None,
+    log_probs: Tensor | None,
 ) -> Launch:
     """Of contiguous tensors, shapes as in sample_categorical; "nothing" draws nothing and writes log_probs only."""
-    kind = "nothing" if isinstance(draw, str) else "mode" if draw is None else "counter" if isinstance(draw, CounterRng) else "uniform"
+    kind = (
+        "nothing"
+        if isinstance(draw, str)
+        else "mode"
+        if draw is None
+        else "counter"
+        if isinstance(draw, CounterRng)
+        else "uniform"
+    )
     return _launch(
         unimix_sample_kernel,
         logits,
@@ -198,7 +217,9 @@ def forward_launch(
     )
 
 
-def backward_launch(logits: Tensor, grad_sample: Tensor | None, grad_log_probs: Tensor | None, unimix: float, grad_logits: Tensor) -> Launch:
+def backward_launch(
+    logits: Tensor, grad_sample: Tensor | None, grad_log_probs: Tensor | None, unimix: float, grad_logits: Tensor
+) -> Launch:
     """Of contiguous tensors, [..., K] each."""
     return _launch(
         unimix_gradient_kernel,
@@ -216,7 +237,14 @@ def _launch(kernel, logits: Tensor, unimix: float, **arguments) -> Launch:
     classes = logits.shape[-1]
     columns = next_power_of_2(classes)
     rows, tile = logits.numel() // classes, max(ELEMENTS // columns, 1)
-    sizes = {"rows": rows, "keep": 1.0 - unimix, "floor": unimix / classes, "CLASSES": classes, "ROWS": tile, "COLUMNS": columns}
+    sizes = {
+        "rows": rows,
+        "keep": 1.0 - unimix,
+        "floor": unimix / classes,
+        "CLASSES": classes,
+        "ROWS": tile,
+        "COLUMNS": columns,
+    }
     return Launch(kernel, (-(-rows // tile),), {"logits": logits, **arguments, **sizes, "MIXED": unimix != 0}, WARPS)
 
 
@@ -231,7 +259,13 @@ def sample_categorical_op(
     """Sample, log-probabilities (empty where not asked for) and index. Uniform numbers, else a stream of them, else the mode."""
     logits = logits.contiguous()
     sample, log_probs, index = _empty_outputs(logits, with_log_probs)
-    draw = uniform.contiguous() if uniform is not None else CounterRng(rng.contiguous(), offset) if rng is not None else None
+    draw = (
+        uniform.contiguous()
+        if uniform is not None
+        else CounterRng(rng.contiguous(), offset)
+        if rng is not None
+        else None
+    )
     forward_launch(logits, draw, unimix, sample, index, log_probs if with_log_probs else None).run()
     return sample, log_probs, index
 
@@ -266,7 +300,11 @@ def unimix_log_probs_op(logits: Tensor, unimix: float) -> Tensor:
 
 @unimix_log_probs_op.register_kernel("cpu")
 def _(logits, unimix):
-    return unimix_log_probs_op._init_fn(logits, unimix) if launch.INTERPRETED else unimix_log_probs_reference(logits, unimix)
+    return (
+        unimix_log_probs_op._init_fn(logits, unimix)
+        if launch.INTERPRETED
+        else unimix_log_probs_reference(logits, unimix)
+    )
 
 
 @unimix_log_probs_op.register_fake
@@ -275,11 +313,15 @@ def _(logits, unimix):
 
 
 @torch.library.custom_op("stormfast::unimix_gradient", mutates_args=(), device_types="cuda")
-def unimix_gradient_op(logits: Tensor, grad_sample: Tensor | None, grad_log_probs: Tensor | None, unimix: float) -> Tensor:
+def unimix_gradient_op(
+    logits: Tensor, grad_sample: Tensor | None, grad_log_probs: Tensor | None, unimix: float
+) -> Tensor:
     """Gradient of both outputs with respect to logits."""
     logits = logits.contiguous()
     grad_logits = torch.empty_like(logits)
-    grad_sample, grad_log_probs = (None if grad is None else grad.contiguous() for grad in (grad_sample, grad_log_probs))
+    grad_sample, grad_log_probs = (
+        None if grad is None else grad.contiguous() for grad in (grad_sample, grad_log_probs)
+    )
     backward_launch(logits, grad_sample, grad_log_probs, unimix, grad_logits).run()
     return grad_logits
 
@@ -305,7 +347,14 @@ def _save_for_sample(ctx, inputs, output) -> None:
 def _sample_backward(ctx, grad_sample, grad_log_probs, _):
     if grad_sample is None and grad_log_probs is None:
         return (None,) * 6
-    return unimix_gradient_op(ctx.saved_tensors[0], grad_sample, grad_log_probs, ctx.unimix), None, None, None, None, None
+    return (
+        unimix_gradient_op(ctx.saved_tensors[0], grad_sample, grad_log_probs, ctx.unimix),
+        None,
+        None,
+        None,
+        None,
+        None,
+    )
 
 
 def _save_for_log_probs(ctx, inputs, output) -> None:
@@ -326,7 +375,9 @@ def _fits(logits: Tensor) -> bool:
 
 
 @register("sample_categorical", "triton")
-def sample_categorical_triton(logits: Tensor, draw: Draw, unimix: float, with_log_probs: bool) -> tuple[Tensor, Tensor | None, Tensor]:
+def sample_categorical_triton(
+    logits: Tensor, draw: Draw, unimix: float, with_log_probs: bool
+) -> tuple[Tensor, Tensor | None, Tensor]:
     """By the kernel; float64 and rows of more than MOST_CLASSES by the reference."""
     if not _fits(logits):
         return sample_categorical_reference(logits, draw, unimix, with_log_probs)
@@ -351,7 +402,9 @@ def _trial(device: torch.device) -> None:
     for run in (sample_categorical_triton, sample_categorical_reference):
         sample, log_probs, index = run(logits, uniform, 0.01, True)
         assert log_probs is not None
-        (gradient,) = torch.autograd.grad((sample * logits.detach()).sum() + (log_probs * logits.detach().cos()).sum(), logits)
+        (gradient,) = torch.autograd.grad(
+            (sample * logits.detach()).sum() + (log_probs * logits.detach().cos()).sum(), logits
+        )
         results.append((index.float(), sample.detach(), log_probs.detach(), gradient))
     for got, expected in zip(*results, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
@@ -425,8 +478,12 @@ def _check_draw(logits: Tensor, draw: Draw, unimix: float) -> None:
         if draw.state.shape != (2,) or draw.state.dtype != torch.int64:
             raise ValueError(f"rng state must be [2] int64, got {tuple(draw.state.shape)} {draw.state.dtype}")
     elif draw.shape != logits.shape[:-1]:
-        raise ValueError(f"uniform must be {tuple(logits.shape[:-1])} for logits {tuple(logits.shape)}, got {tuple(draw.shape)}")
+        raise ValueError(
+            f"uniform must be {tuple(logits.shape[:-1])} for logits {tuple(logits.shape)}, got {tuple(draw.shape)}"
+        )
     elif draw.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"uniform {tuple(draw.shape)} must be float32 or float64, got {draw.dtype}")
     if given.device != logits.device:
-        raise ValueError(f"logits {tuple(logits.shape)} are on {logits.device}, but {name} {tuple(given.shape)} is on {given.device}")
+        raise ValueError(
+            f"logits {tuple(logits.shape)} are on {logits.device}, but {name} {tuple(given.shape)} is on {given.device}"
+        )

@@ -43,7 +43,9 @@ class CounterRng:
         zero = torch.zeros_like(draw)
         bits = philox((draw & LOW_32, (draw >> 32) & LOW_32, zero, zero), self.state[0])[0]
         signed = torch.where(bits > 0x7FFFFFFF, bits - (1 << 32), bits)
-        return torch.where(signed < 0, -signed - 1, signed).float() * 4.6566127342e-10  # the largest is below 1, as in triton.language.rand
+        return (
+            torch.where(signed < 0, -signed - 1, signed).float() * 4.6566127342e-10
+        )  # the largest is below 1, as in triton.language.rand
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -59,21 +59,25 @@ def backend(device: torch.device | str) -> str:
     device = torch.device(device)
     if choice == "auto" and (device.type != "cuda" or launch.INTERPRETED):
         return "reference"
-    trouble = trouble_with_triton(device)
+    trouble = why_not_triton(device)
     if trouble is None:
         return "triton"
     if choice == "triton":
-        raise ValueError(f"{VARIABLE}=triton, but the Triton kernels do not run on {device}: {trouble}; set {VARIABLE}=auto or reference")
+        raise ValueError(
+            f"{VARIABLE}=triton, but the Triton kernels do not run on {device}: {trouble}; set {VARIABLE}=auto or reference"
+        )
     return "reference"
 
 
 @torch.compiler.assume_constant_result
-def trouble_with_triton(device: torch.device) -> str | None:
+def why_not_triton(device: torch.device) -> str | None:
     """Why the Triton kernels do not work on a device, or None where they do; found out once a device, on the first call."""
     key = str(device)
     if key not in _trouble:
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            raise ValueError(f"the kernels must be tried before a CUDA graph is captured: call stormfast_kernels.backend('{device}') first")
+            raise ValueError(
+                f"the kernels must be tried before a CUDA graph is captured: call stormfast_kernels.backend('{device}') first"
+            )
         _trouble[key] = _find_trouble(device)
     return _trouble[key]
 
@@ -82,7 +86,11 @@ def _find_trouble(device: torch.device) -> str | None:
     if launch.IMPORT_TROUBLE is not None:
         return launch.IMPORT_TROUBLE
     if device.type != "cuda":
-        return None if launch.INTERPRETED and device.type == "cpu" else "Triton compiles for CUDA devices (TRITON_INTERPRET=1 interprets, for tests)"
+        return (
+            None
+            if launch.INTERPRETED and device.type == "cpu"
+            else "Triton compiles for CUDA devices (TRITON_INTERPRET=1 interprets, for tests)"
+        )
     capability = torch.cuda.get_device_capability(device)
     if capability < LEAST_CAPABILITY:
         needed, found = (".".join(map(str, c)) for c in (LEAST_CAPABILITY, capability))
@@ -94,7 +102,9 @@ def _find_trouble(device: torch.device) -> str | None:
                 trial(device)
     except torch.OutOfMemoryError:
         raise  # says nothing about the kernels
-    except Exception as error:  # a compiler, an assembler and a driver take part: whatever fails, training goes on with the reference
+    except (
+        Exception
+    ) as error:  # a compiler, an assembler and a driver take part: whatever fails, training goes on with the reference
         return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     return None
 
@@ -104,17 +114,24 @@ def implementation(function: str, device: torch.device) -> Callable[..., Any]:
     return _implementations[function, backend(device)]
 
 
-def report(device: torch.device | str = "cpu") -> str:
-    """One line: which implementation runs on a device, and why. Raises: as backend()."""
+def why(device: torch.device | str = "cpu") -> str:
+    """Why backend(device) is what it is. Raises: as backend()."""
     choice, chosen = requested(), backend(device)
     if choice == "reference":
-        why = "asked for"
+        reason = "asked for"
+    elif chosen == "triton" and launch.INTERPRETED:
+        reason = "interpreted, for tests"
     elif chosen == "triton":
-        why = "interpreted, for tests" if launch.INTERPRETED else f"version {launch.triton.__version__}, compared with the reference at start"
+        reason = f"version {launch.triton.__version__}, compared with the reference at start"
     elif torch.device(device).type != "cuda":
-        why = "Triton is for CUDA devices"
+        reason = "Triton is for CUDA devices"
     elif launch.INTERPRETED:
-        why = "TRITON_INTERPRET=1 interprets, for tests"
+        reason = "TRITON_INTERPRET=1 interprets, for tests"
     else:
-        why = f"Triton does not work here: {trouble_with_triton(torch.device(device))}"
-    return f"kernels: {chosen} on {device} ({VARIABLE}={choice}; {why})"
+        reason = f"Triton does not work here: {why_not_triton(torch.device(device))}"
+    return f"{VARIABLE}={choice}; {reason}"
+
+
+def report(device: torch.device | str = "cpu") -> str:
+    """One line: which implementation runs on a device, and why. Raises: as backend()."""
+    return f"kernels: {backend(device)} on {device} ({why(device)})"

@@ -97,7 +97,9 @@ class Launch:
             constexprs={(names.index(name),): value for name, value in constants.items()},
             attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
         )
-        return triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": self.num_warps, **options})
+        return triton.compile(
+            source, target=GPUTarget("cuda", capability, 32), options={"num_warps": self.num_warps, **options}
+        )
 
 
 def constant(value: float) -> Any:

@@ -1,6 +1,6 @@
 """Games as vector environments: which backend steps them, and how to make one.
 
-Importing this module is cheap: no backend, and no emulator, is imported before make_env or resolve_backend needs it.
+Importing this module is cheap: no backend, and no emulator, is imported before make_env or choose_backend needs it.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, NamedTuple
 
-from stormfast.config import EnvConfig, envpool_lacks, validate_env
+from stormfast.config import EnvConfig, validate_env, why_not_envpool
+from stormfast.envs.games import BUILT_IN, check_game
 from stormfast.errors import UserError
-from stormfast.games import BUILT_IN, check_game
 
 if TYPE_CHECKING:
     from stormfast.envs.vector import VectorEnv
@@ -38,7 +38,7 @@ def make_env(game: str, config: EnvConfig, *, num_envs: int, backend: str, seed:
     Raises: UserError for an unknown game, an option out of range, or a backend that is not installed.
     """
     validate_env(config, num_envs=num_envs, backend=backend, seed=seed)
-    name = resolve_backend(game, config, num_envs=num_envs, backend=backend).name
+    name = choose_backend(game, config, num_envs=num_envs, backend=backend).name
     if name == "gymnasium":
         from stormfast.envs.catch import Catch
         from stormfast.envs.gymnasium_backend import GymnasiumVectorEnv
@@ -53,7 +53,7 @@ def make_env(game: str, config: EnvConfig, *, num_envs: int, backend: str, seed:
     return EnvpoolVectorEnv(game, config, num_envs=num_envs, seed=seed)
 
 
-def resolve_backend(game: str, config: EnvConfig, *, num_envs: int, backend: str) -> Backend:
+def choose_backend(game: str, config: EnvConfig, *, num_envs: int, backend: str) -> Backend:
     """The backend that make_env will take for these arguments, with the reason.
 
     The arguments must be valid, as make_env checks.
@@ -63,30 +63,32 @@ def resolve_backend(game: str, config: EnvConfig, *, num_envs: int, backend: str
     if game in BUILT_IN:
         return Backend("gymnasium", f"{game} is built in; it has no frame skip, sticky actions or no-op starts")
     if backend == "auto":
-        return _resolve_auto(config, num_envs)
-    problem = _import_problem(backend)
+        return _choose_auto(config, num_envs)
+    problem = why_not_importable(backend)
     if problem:
-        raise UserError(f"--env-backend {backend} must be importable, but {problem}. `{_INSTALL[backend]}`, or take --env-backend auto.")
+        raise UserError(
+            f"--env-backend {backend} must be importable, but {problem}. `{_INSTALL[backend]}`, or take --env-backend auto."
+        )
     return Backend(backend, "asked for by --env-backend")
 
 
-def _resolve_auto(config: EnvConfig, num_envs: int) -> Backend:
+def _choose_auto(config: EnvConfig, num_envs: int) -> Backend:
     """ale for one environment, where envpool's hand-over between threads costs more than it saves; else envpool."""
-    if lack := envpool_lacks(config):
+    if lack := why_not_envpool(config):
         wanted, other, reason = "ale", None, lack
     elif num_envs == 1:
         wanted, other, reason = "ale", "envpool", "the faster one for one environment, with an exact state for --resume"
     else:
         wanted, other, reason = "envpool", "ale", f"the faster one for {num_envs} environments"
-    problem = _import_problem(wanted)
+    problem = why_not_importable(wanted)
     if not problem:
         return Backend(wanted, reason)
-    if other and not _import_problem(other):
+    if other and not why_not_importable(other):
         return Backend(other, f"{wanted} would be faster, but {problem} (`{_INSTALL[wanted]}`)")
     raise UserError(f"Atari games need an emulator, but {problem}. `{_INSTALL[wanted]}`, then try again.")
 
 
-def _import_problem(backend: str) -> str:
+def why_not_importable(backend: str) -> str:
     """Why a backend cannot be imported, or nothing. It is really imported: a package can be there and broken."""
     for package in _NEEDS[backend]:
         try:

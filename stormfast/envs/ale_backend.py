@@ -22,9 +22,9 @@ import cv2
 import numpy as np
 from ale_py import roms
 
-from stormfast.batch import OBS_SHAPE
 from stormfast.config import EnvConfig
 from stormfast.envs.sequential import Game, SequentialVectorEnv, check_arrays
+from stormfast.records import OBS_SHAPE
 
 _NOOP = ale_py.Action.NOOP
 _SAVED: dict[str, tuple[type, tuple[int, ...]]] = {
@@ -121,7 +121,10 @@ class AtariGame(Game):
 
     def _restore(self, emulator: ale_py.ALEState, noops: np.ndarray) -> None:
         self._ale.restoreState(emulator)
-        self._noops.state = {"bit_generator": "MT19937", "state": {"key": noops[:-1].astype(np.uint32), "pos": int(noops[-1])}}
+        self._noops.state = {
+            "bit_generator": "MT19937",
+            "state": {"key": noops[:-1].astype(np.uint32), "pos": int(noops[-1])},
+        }
 
     def save(self) -> dict[str, np.ndarray]:
         state = {
@@ -146,7 +149,9 @@ class AtariGame(Game):
         for action in state["actions"].tolist():
             self._play(action, watch=False)
         if not np.array_equal(self._ale.getRAM(), state["ram"]):
-            raise ValueError("playing the episode again must end where it was saved, but the console's RAM differs; were the rules changed?")
+            raise ValueError(
+                "playing the episode again must end where it was saved, but the console's RAM differs; were the rules changed?"
+            )
 
     def close(self) -> None:
         del self._ale

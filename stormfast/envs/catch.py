@@ -39,7 +39,9 @@ class Catch(gymnasium.Env[np.ndarray, Any]):
         self._drifts = drift
         self.row = self.column = self.drift = self.paddle = self.balls_left = 0
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
         self.balls_left = BALLS
         self._serve()
@@ -98,7 +100,13 @@ class Catch(gymnasium.Env[np.ndarray, Any]):
         if got != want:
             raise ValueError(f"a state of Catch must be {want}, got {got}")
         row, column, drift, paddle, balls_left = state["game"].tolist()
-        if not (0 <= row < GRID and 0 <= column < GRID and abs(drift) <= 1 and 0 <= paddle < GRID and 0 <= balls_left <= BALLS):
+        if not (
+            0 <= row < GRID
+            and 0 <= column < GRID
+            and abs(drift) <= 1
+            and 0 <= paddle < GRID
+            and 0 <= balls_left <= BALLS
+        ):
             raise ValueError(f"a state of Catch must lie on the grid, got {state['game'].tolist()}")
         self.row, self.column, self.drift, self.paddle, self.balls_left = row, column, drift, paddle, balls_left
         words, spare = state["rng"].tobytes(), state["rng_spare"].tolist()

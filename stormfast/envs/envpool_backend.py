@@ -11,9 +11,9 @@ from typing import Any
 import envpool
 import numpy as np
 
-from stormfast.batch import OBS_SHAPE, EnvStep
 from stormfast.config import EnvConfig
 from stormfast.envs.vector import VectorEnv, first_step
+from stormfast.records import OBS_SHAPE, EnvStep
 
 
 class EnvpoolVectorEnv(VectorEnv):
@@ -50,7 +50,9 @@ class EnvpoolVectorEnv(VectorEnv):
     def _step(self, action: np.ndarray) -> EnvStep:
         is_first = self._over
         obs, reward, _, truncated, info = self._pool.step(action.astype(np.int32))
-        terminated = info["terminated"].astype(bool)  # envpool's own flag hides a game over on the very step of the time limit
+        terminated = info["terminated"].astype(
+            bool
+        )  # envpool's own flag hides a game over on the very step of the time limit
         life_lost = (info["lives"] < self._lives) & ~is_first
         self._lives = info["lives"]
         self._over = terminated | truncated

@@ -11,9 +11,9 @@ import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Discrete
 
-from stormfast.batch import OBS_SHAPE
 from stormfast.config import EnvConfig
 from stormfast.envs.sequential import Game, SequentialVectorEnv
+from stormfast.records import OBS_SHAPE
 
 FRAME_SHAPE = (*OBS_SHAPE[1:], OBS_SHAPE[0])  # [64, 64, 3], what the game shows
 
@@ -74,5 +74,7 @@ class PixelGame(Game):
 class GymnasiumVectorEnv(SequentialVectorEnv):
     """N copies of what `make` makes; copy k is seeded with seed + k."""
 
-    def __init__(self, make: Callable[[], gymnasium.Env[Any, Any]], config: EnvConfig, *, num_envs: int, seed: int) -> None:
+    def __init__(
+        self, make: Callable[[], gymnasium.Env[Any, Any]], config: EnvConfig, *, num_envs: int, seed: int
+    ) -> None:
         super().__init__([PixelGame(make(), config, seed + k) for k in range(num_envs)], "gymnasium")

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from stormfast.batch import OBS_SHAPE, EnvStep
 from stormfast.envs.vector import VectorEnv, first_step
 from stormfast.errors import UserError
+from stormfast.records import OBS_SHAPE, EnvStep
 
 
 class Game(ABC):
@@ -109,13 +109,19 @@ class SequentialVectorEnv(VectorEnv):
     def _load_state(self, state: dict[str, np.ndarray]) -> None:
         counts = {name.partition(".")[0] for name in state}
         if counts != {f"env{k}" for k in range(self.num_envs)}:
-            raise UserError(f"an environment state must be of {self.num_envs} environments, got one of {len(counts)}; keep --num-envs as it was.")
+            raise UserError(
+                f"an environment state must be of {self.num_envs} environments, got one of {len(counts)}; keep --num-envs as it was."
+            )
         for k, game in enumerate(self._games):
-            arrays = {name.removeprefix(f"env{k}."): array for name, array in state.items() if name.startswith(f"env{k}.")}
+            arrays = {
+                name.removeprefix(f"env{k}."): array for name, array in state.items() if name.startswith(f"env{k}.")
+            }
             try:
                 _load_game(game, arrays)
             except ValueError as error:
-                raise UserError(f"The saved state of environment {k} does not fit: {error}; resume an older checkpoint, or start anew.") from error
+                raise UserError(
+                    f"The saved state of environment {k} does not fit: {error}; resume an older checkpoint, or start anew."
+                ) from error
 
 
 def _load_game(game: Game, arrays: dict[str, np.ndarray]) -> None:
@@ -140,4 +146,6 @@ def check_arrays(arrays: dict[str, np.ndarray], want: dict[str, tuple[type, tupl
         array = arrays[name]
         fits = len(array.shape) == len(shape) and all(n in (-1, m) for n, m in zip(shape, array.shape, strict=True))
         if array.dtype != dtype or not fits:
-            raise ValueError(f"'{name}' must be {np.dtype(dtype)} of shape {shape}, got {array.dtype} of shape {array.shape}")
+            raise ValueError(
+                f"'{name}' must be {np.dtype(dtype)} of shape {shape}, got {array.dtype} of shape {array.shape}"
+            )

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 
 import numpy as np
 
-from stormfast.batch import EnvStep
+from stormfast.records import EnvStep
 
 
 class VectorEnv(ABC):

@@ -8,7 +8,7 @@ import itertools
 import torch
 from torch import Tensor, nn
 
-from stormfast.batch import OBS_SHAPE
+from stormfast.records import OBS_SHAPE
 
 FEATURE_SIZE = OBS_SHAPE[1] // 2**4  # four stride-2 convolutions
 
@@ -20,7 +20,9 @@ def normalize_frames(obs: Tensor) -> Tensor:
         obs: [..., 3, 64, 64] uint8, or float already in [0, 1].
     Returns: [prod(...), 3, 64, 64] float.
     """
-    frames = obs.flatten(0, -4).contiguous(memory_format=torch.channels_last)  # in uint8: a quarter of the bytes to move
+    frames = obs.flatten(0, -4).contiguous(
+        memory_format=torch.channels_last
+    )  # in uint8: a quarter of the bytes to move
     return frames if frames.is_floating_point() else frames.to(torch.get_default_dtype()).div_(255)
 
 
@@ -39,7 +41,11 @@ class Encoder(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         for inputs, outputs in zip((3, *channels[:-1]), channels, strict=True):
-            layers += [nn.Conv2d(inputs, outputs, 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+            layers += [
+                nn.Conv2d(inputs, outputs, 4, stride=2, padding=1, bias=False),
+                nn.BatchNorm2d(outputs),
+                nn.ReLU(inplace=True),
+            ]
         self.layers = channels_last(nn.Sequential(*layers))
         self.num_features = channels[-1] * FEATURE_SIZE**2
 
@@ -63,7 +69,11 @@ class Decoder(nn.Module):
         layers: list[nn.Module] = [nn.BatchNorm2d(channels[-1]), nn.ReLU(inplace=True)]
         upward = channels[::-1]
         for inputs, outputs in itertools.pairwise(upward):
-            layers += [nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+            layers += [
+                nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1, bias=False),
+                nn.BatchNorm2d(outputs),
+                nn.ReLU(inplace=True),
+            ]
         layers.append(nn.ConvTranspose2d(upward[-1], 3, 4, stride=2, padding=1))
         self.layers = channels_last(nn.Sequential(*layers))
 

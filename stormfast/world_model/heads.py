@@ -45,7 +45,9 @@ class TwoHot(nn.Module):
 
     def decode(self, logits: Tensor) -> Tensor:
         """logits [..., 255] -> the scalar they stand for [...], at least float32."""
-        return symexp((upcast(logits).softmax(-1) * self.bins).sum(-1))  # no matmul: autocast would round it to bfloat16
+        return symexp(
+            (upcast(logits).softmax(-1) * self.bins).sum(-1)
+        )  # no matmul: autocast would round it to bfloat16
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """Cross-entropy of logits [..., 255] to the two-hot code of target [...], elementwise [...]."""
@@ -54,7 +56,9 @@ class TwoHot(nn.Module):
     def cross_entropy(self, log_probs: Tensor, target: Tensor) -> Tensor:
         """The same from log-probabilities, where several targets share them."""
         if log_probs.shape[:-1] != target.shape:
-            raise ValueError(f"two-hot logits [..., {NUM_BINS}] and target [...] must fit, got {tuple(log_probs.shape)} and {tuple(target.shape)}")
+            raise ValueError(
+                f"two-hot logits [..., {NUM_BINS}] and target [...] must fit, got {tuple(log_probs.shape)} and {tuple(target.shape)}"
+            )
         scaled = symlog(target.to(self.bins.dtype))
         upper = torch.bucketize(scaled, self.bins).clamp(1, NUM_BINS - 1)
         weight = ((scaled - self.bins[upper - 1]) / (self.bins[1] - self.bins[0])).clamp(0, 1)

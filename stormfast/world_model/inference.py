@@ -106,4 +106,6 @@ class FoldedEncoder(nn.Module):
 
 def layers_of(encoder: Encoder) -> tuple[list[nn.Conv2d], list[nn.BatchNorm2d]]:
     layers = list(encoder.layers)
-    return [layer for layer in layers if isinstance(layer, nn.Conv2d)], [layer for layer in layers if isinstance(layer, nn.BatchNorm2d)]
+    return [layer for layer in layers if isinstance(layer, nn.Conv2d)], [
+        layer for layer in layers if isinstance(layer, nn.BatchNorm2d)
+    ]

@@ -34,10 +34,3 @@ def sample_latent_with_log_probs(logits: Tensor, uniform: Tensor | None, unimix:
     """sample_latent, and the log-probabilities [..., S, K] that the KL needs, from one pass over the logits."""
     sample, _, log_probs = sample_categorical_with_log_probs(logits, uniform, unimix)
     return sample.flatten(-2), log_probs
-
-
-def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """KL[p || q] of categoricals given as log-probabilities, summed over S: [..., S, K] -> [...]."""
-    if log_p.shape != log_q.shape:
-        raise ValueError(f"KL needs equal shapes, got {tuple(log_p.shape)} and {tuple(log_q.shape)}")
-    return (log_p.exp() * (log_p - log_q)).sum((-2, -1))

@@ -3,67 +3,83 @@
 B batch   T time   S categoricals   K classes   N two-hot bins
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stormfast.batch import Batch
 from stormfast.config import WorldModelConfig
-from stormfast.world_model.heads import TwoHot, upcast
-from stormfast.world_model.latent import kl_divergence
+from stormfast.objective import weighted_sum
+from stormfast.records import Batch
+from stormfast.world_model.heads import NUM_BINS, TwoHot, mlp, upcast
 from stormfast_kernels import unimix_log_probs
+
+# Term of the loss -> its head on the hidden state, [..., D] -> [..., OUT]. The model makes those whose weight is not 0.
+HEADS: dict[str, Callable[[WorldModelConfig], nn.Module]] = {
+    "reward": lambda config: mlp(config.width, config.width, NUM_BINS, zero=config.head_init == "zero"),
+    "termination": lambda config: mlp(config.width, config.width, 1),
+}
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the world model says of a batch of windows."""
+    """What the world model predicts for a batch of windows."""
 
     posterior: Tensor  # [B, T, S, K] logits, from each frame alone
     posterior_log_probs: Tensor  # [B, T, S, K] after the uniform mix, at least float32
     prior: Tensor  # [B, T, S, K] logits of the NEXT step's posterior
-    reconstruction: Tensor  # [B, T, 3, 64, 64]
-    reward: Tensor  # [B, T, N] two-hot logits of the reward of action t
-    termination: Tensor  # [B, T] logit that action t ends the episode
+    reconstruction: Tensor | None  # [B, T, 3, 64, 64]; None where its weight is 0
+    heads: dict[str, Tensor]  # output of each head: reward [B, T, N] two-hot logits, termination [B, T, 1] logit
     hidden: Tensor  # [B, T, D]
 
 
 def world_model_loss(
-    prediction: Prediction, frames: Tensor, batch: Batch, two_hot: TwoHot, config: WorldModelConfig, *, mark_resets: bool
+    prediction: Prediction, frames: Tensor, batch: Batch, two_hot: TwoHot, config: WorldModelConfig
 ) -> dict[str, Tensor]:
-    """Every term of the loss as a 0-d tensor, `total` among them.
+    """Every term of the loss as a 0-d tensor, and their weighted sum as `total`; the KL terms also without free bits.
+
+    With config.separate_episodes what has no target is left out: reward and termination of an episode's last
+    observation, and the KL across a reset.
 
     Args:
         frames: [B*T, 3, 64, 64] in [0, 1], what reconstruction is compared with.
-        mark_resets: leave out what has no target: reward and continuation of an episode's last observation, the KL across a reset.
     Source: STORM, arXiv 2310.09615, eq. (3)-(5); free bits per step (`standard`) or on the batch mean (`reference`).
     """
-    acted = ~batch.is_last if mark_resets else None
-    follows = ~batch.is_first[:, 1:] if mark_resets else None
+    acted = ~batch.is_last if config.separate_episodes else None
+    follows = ~batch.is_first[:, 1:] if config.separate_episodes else None
     ended = (batch.terminated | batch.life_lost) if config.life_loss_terminates else batch.terminated
-    reconstructed = upcast(prediction.reconstruction).flatten(0, 1)
-    if reconstructed.shape != frames.shape:
-        raise ValueError(f"reconstruction [B*T, 3, 64, 64] and frames must match, got {tuple(reconstructed.shape)} and {tuple(frames.shape)}")
-    reconstruction = (reconstructed - frames).square().sum((1, 2, 3)).mean()
-    reward = masked_mean(two_hot.loss(prediction.reward, batch.reward), acted)
-    termination_logit = upcast(prediction.termination)
-    termination = masked_mean(F.binary_cross_entropy_with_logits(termination_logit, ended.to(termination_logit.dtype), reduction="none"), acted)
+    logit = upcast(prediction.heads["termination"].squeeze(-1))
     posterior = prediction.posterior_log_probs[:, 1:]
     prior = unimix_log_probs(prediction.prior[:, :-1], config.unimix)
     dynamics, dynamics_kl = free_bits_mean(kl_divergence(posterior.detach(), prior), follows, config)
     representation, representation_kl = free_bits_mean(kl_divergence(posterior, prior.detach()), follows, config)
-    total = reconstruction + reward + termination + config.dynamics_scale * dynamics + config.representation_scale * representation
-    return {
-        "total": total,
-        "reconstruction": reconstruction,
-        "reward": reward,
-        "termination": termination,
+    terms = {
+        "reconstruction": squared_error(prediction.reconstruction, frames),
+        "reward": masked_mean(two_hot.loss(prediction.heads["reward"], batch.reward), acted),
+        "termination": masked_mean(
+            F.binary_cross_entropy_with_logits(logit, ended.to(logit.dtype), reduction="none"), acted
+        ),
         "dynamics": dynamics,
-        "dynamics_kl": dynamics_kl,
         "representation": representation,
-        "representation_kl": representation_kl,
     }
+    total = weighted_sum(terms, config.loss.weights())
+    return {"total": total, **terms, "dynamics_kl": dynamics_kl, "representation_kl": representation_kl}
+
+
+def squared_error(reconstruction: Tensor | None, frames: Tensor) -> Tensor:
+    """Mean over B*T of the squared error summed over a frame; 0 where there is no reconstruction.
+
+    Args: reconstruction: [B, T, 3, 64, 64]. frames: [B*T, 3, 64, 64].
+    """
+    if reconstruction is None:
+        return frames.new_zeros(())
+    reconstructed = upcast(reconstruction).flatten(0, 1)
+    if reconstructed.shape != frames.shape:
+        got = f"{tuple(reconstructed.shape)} and {tuple(frames.shape)}"
+        raise ValueError(f"reconstruction [B*T, 3, 64, 64] and frames must match, got {got}")
+    return (reconstructed - frames).square().sum((1, 2, 3)).mean()
 
 
 def masked_mean(x: Tensor, keep: Tensor | None) -> Tensor:
@@ -78,6 +94,13 @@ def masked_mean(x: Tensor, keep: Tensor | None) -> Tensor:
 def free_bits_mean(kl: Tensor, keep: Tensor | None, config: WorldModelConfig) -> tuple[Tensor, Tensor]:
     """(KL with free bits, plain KL), both averaged over batch and time."""
     mean = masked_mean(kl, keep)
-    if config.free_bits_per == "batch":
-        return mean.clamp(min=config.free_bits), mean
-    return masked_mean(kl.clamp(min=config.free_bits), keep), mean
+    if config.loss.free_bits_per == "batch":
+        return mean.clamp(min=config.loss.free_bits), mean
+    return masked_mean(kl.clamp(min=config.loss.free_bits), keep), mean
+
+
+def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL[p || q] of categoricals given as log-probabilities, summed over S: [..., S, K] -> [...]."""
+    if log_p.shape != log_q.shape:
+        raise ValueError(f"KL needs equal shapes, got {tuple(log_p.shape)} and {tuple(log_q.shape)}")
+    return (log_p.exp() * (log_p - log_q)).sum((-2, -1))

@@ -6,30 +6,35 @@ B batch   T time   S categoricals   K classes   D width
 import torch
 from torch import Tensor, nn
 
-from stormfast.batch import Batch
 from stormfast.config import WorldModelConfig
+from stormfast.records import Batch
 from stormfast.world_model.encoder import Decoder, Encoder, normalize_frames
-from stormfast.world_model.heads import NUM_BINS, TwoHot, mlp
+from stormfast.world_model.heads import TwoHot
 from stormfast.world_model.latent import LatentHead, sample_latent, sample_latent_with_log_probs
-from stormfast.world_model.losses import Prediction, world_model_loss
+from stormfast.world_model.losses import HEADS, Prediction, world_model_loss
 from stormfast.world_model.transformer import SequenceModel
 
 
 class WorldModel(nn.Module):
     """Categorical VAE + causal transformer. Source: STORM, arXiv 2310.09615, section 3.1."""
 
-    def __init__(self, config: WorldModelConfig, num_actions: int, *, mark_resets: bool = True) -> None:
+    reward: nn.Module
+    termination: nn.Module
+
+    def __init__(self, config: WorldModelConfig, num_actions: int) -> None:
         super().__init__()
         latent_features = config.categoricals * config.classes
         self.encoder = Encoder(config.channels)
-        self.decoder = Decoder(latent_features, config.channels)
+        weights = config.loss.weights()
+        self.decoder = Decoder(latent_features, config.channels) if weights["reconstruction"] else None
         self.posterior = LatentHead(self.encoder.num_features, config.categoricals, config.classes)
         self.prior = LatentHead(config.width, config.categoricals, config.classes)
         self.sequence = SequenceModel(config, num_actions)
-        self.reward = mlp(config.width, config.width, NUM_BINS, zero=config.head_init == "zero")
-        self.termination = mlp(config.width, config.width, 1)
+        for name, make_head in HEADS.items():
+            if weights[name]:
+                self.add_module(name, make_head(config))
         self.two_hot = TwoHot()
-        self.config, self.num_actions, self.mark_resets = config, num_actions, mark_resets
+        self.config, self.num_actions = config, num_actions
 
     def encode(self, obs: Tensor) -> Tensor:
         """Posterior logits of frames [..., 3, 64, 64] (uint8, or float in [0, 1]) -> [..., S, K]."""
@@ -44,23 +49,26 @@ class WorldModel(nn.Module):
         batch_shape = tuple(batch.action.shape)
         posterior = self.posterior(self.encoder(frames)).unflatten(0, batch_shape)
         latent, posterior_log_probs = sample_latent_with_log_probs(posterior, uniform, self.config.unimix)
-        hidden = self.sequence(latent, batch.action, batch.is_first if self.mark_resets else None)
+        hidden = self.sequence(latent, batch.action, batch.is_first if self.config.separate_episodes else None)
         return Prediction(
             posterior=posterior,
             posterior_log_probs=posterior_log_probs,
             prior=self.prior(hidden),
-            reconstruction=self.decoder(latent.flatten(0, 1)).unflatten(0, batch_shape),
-            reward=self.reward(hidden),
-            termination=self.termination(hidden).squeeze(-1),
+            reconstruction=None
+            if self.decoder is None
+            else self.decoder(latent.flatten(0, 1)).unflatten(0, batch_shape),
+            heads={name: getattr(self, name)(hidden) for name in HEADS if hasattr(self, name)},
             hidden=hidden,
         )
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """All loss terms of a batch, `total` among them; draws one uniform number a categorical."""
-        return self.losses(batch, torch.rand(*batch.action.shape, self.config.categoricals, device=batch.action.device))
+        return self.loss_with_uniform(
+            batch, torch.rand(*batch.action.shape, self.config.categoricals, device=batch.action.device)
+        )
 
-    def losses(self, batch: Batch, uniform: Tensor) -> dict[str, Tensor]:
+    def loss_with_uniform(self, batch: Batch, uniform: Tensor) -> dict[str, Tensor]:
         """loss() with its uniform numbers [B, T, S] given, so that it compiles to the same draws."""
         frames = normalize_frames(batch.obs)
         prediction = self.predict(frames, batch, uniform)
-        return world_model_loss(prediction, frames, batch, self.two_hot, self.config, mark_resets=self.mark_resets)
+        return world_model_loss(prediction, frames, batch, self.two_hot, self.config)

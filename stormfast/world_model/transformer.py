@@ -65,8 +65,12 @@ class Attention(nn.Module):
 
     def step(self, x: Tensor, cache: KVCache, layer: int) -> Tensor:
         """One token x [B, D]: appends its key and value to the cache and attends over what the cache holds."""
-        query, key, value = (project(x).unflatten(-1, (self.heads, -1)) for project in (self.query, self.key, self.value))
-        mixed = cached_attention_step(query, key, value, cache.key[layer], cache.value[layer], cache.length, cache.first)
+        query, key, value = (
+            project(x).unflatten(-1, (self.heads, -1)) for project in (self.query, self.key, self.value)
+        )
+        mixed = cached_attention_step(
+            query, key, value, cache.key[layer], cache.value[layer], cache.length, cache.first
+        )
         return self.join(x, mixed.flatten(-2))
 
 
@@ -93,7 +97,11 @@ class Block(nn.Module):
 def token_stem(features: int, width: int) -> nn.Sequential:
     """Linear, LN, ReLU, Linear, LN: what turns an input vector into a token."""
     return nn.Sequential(
-        nn.Linear(features, width, bias=False), nn.LayerNorm(width), nn.ReLU(inplace=True), nn.Linear(width, width, bias=False), nn.LayerNorm(width)
+        nn.Linear(features, width, bias=False),
+        nn.LayerNorm(width),
+        nn.ReLU(inplace=True),
+        nn.Linear(width, width, bias=False),
+        nn.LayerNorm(width),
     )
 
 
@@ -170,7 +178,9 @@ class SequenceModel(nn.Module):
     def embed(self, latent: Tensor, action: Tensor) -> Tensor:
         """latent [B, T, S*K], action [B, T] -> tokens at positions 0.. [B, n*T, D]."""
         if latent.shape[:2] != action.shape:
-            raise ValueError(f"latent [B, T, S*K] and action [B, T] must fit, got {tuple(latent.shape)} and {tuple(action.shape)}")
+            raise ValueError(
+                f"latent [B, T, S*K] and action [B, T] must fit, got {tuple(latent.shape)} and {tuple(action.shape)}"
+            )
         tokens = self.tokens(latent, action)
         if tokens.shape[1] > self.positions.num_embeddings:
             raise ValueError(f"a window has at most {self.config.max_length} steps, got {action.shape[1]}")
@@ -178,13 +188,17 @@ class SequenceModel(nn.Module):
 
     def mask(self, is_first: Tensor | None, action: Tensor) -> Tensor:
         if is_first is not None and is_first.shape != action.shape:
-            raise ValueError(f"is_first and action must both be [B, T], got {tuple(is_first.shape)} and {tuple(action.shape)}")
+            raise ValueError(
+                f"is_first and action must both be [B, T], got {tuple(is_first.shape)} and {tuple(action.shape)}"
+            )
         length = action.shape[1]
         mask = causal_mask(is_first, length, action.device)
         n = self.tokens.per_step
         if n == 1:
             return mask
-        within = causal_mask(None, n * length, action.device)  # inside a step, the observation token may not see the action
+        within = causal_mask(
+            None, n * length, action.device
+        )  # inside a step, the observation token may not see the action
         return mask.repeat_interleave(n, -1).repeat_interleave(n, -2) & within
 
     def forward(self, latent: Tensor, action: Tensor, is_first: Tensor | None) -> Tensor:
@@ -220,7 +234,13 @@ class SequenceModel(nn.Module):
         """Room for `steps` steps of `batch` sequences."""
         if steps > self.config.max_length:
             raise ValueError(f"a cache holds at most {self.config.max_length} steps, got {steps}")
-        shape = (self.config.layers, batch, self.config.heads, steps * self.tokens.per_step, self.config.width // self.config.heads)
+        shape = (
+            self.config.layers,
+            batch,
+            self.config.heads,
+            steps * self.tokens.per_step,
+            self.config.width // self.config.heads,
+        )
         key, value = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
         return KVCache(key, value, torch.zeros((), dtype=torch.int64, device=device))
 

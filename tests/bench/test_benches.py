@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from bench import conftest, rounds, table, warm_step
-from stormfast.peaks import Peaks
+from stormfast.measure.peaks import Peaks
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -22,7 +22,9 @@ PHASES = {"act", "refresh", "world_model", "imagination", "agent", "sample_windo
 
 def bench(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"} | env)
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"} | env
+    )
 
 
 # --- as a user runs them -----------------------------------------------------------------------------------------
@@ -50,7 +52,9 @@ def test_every_phase_is_timed_and_its_work_counted(result: dict[str, Any]) -> No
     for phase in phases.values():
         assert phase["preset"] == "tiny" and phase["compile"] == "off" and phase["precision"] in ("float32", "bfloat16")
         assert phase["fraction_of_floor"] == pytest.approx(phase["floor_seconds"] / phase["seconds"])
-        assert phase["fraction_of_peak_flops"] == pytest.approx(phase["flops"] / phase["seconds"] / phase["peak_flops_per_second"])
+        assert phase["fraction_of_peak_flops"] == pytest.approx(
+            phase["flops"] / phase["seconds"] / phase["peak_flops_per_second"]
+        )
         assert phase["launches"] > 0 and phase["host_reads"] == (phase["phase"] in ("act", "step"))
     whole, parts = phases["step"], [phases[name] for name in ("act", "world_model", "sample_windows", "refresh")]
     assert whole["flops"] > sum(part["flops"] for part in parts) > 0
@@ -61,7 +65,11 @@ def test_every_phase_is_timed_and_its_work_counted(result: dict[str, Any]) -> No
 def test_environments_and_replay_are_timed(result: dict[str, Any]) -> None:
     records = [benchmark["extra_info"] for benchmark in result["benchmarks"]]
     envs = {(r["game"], r["num_envs"], r["env_backend"]): r for r in records if r["bench"] == "env"}
-    assert set(envs) == {("Catch", 1, "gymnasium"), ("Catch", 4, "gymnasium"), *(("Pong", n, b) for n in (1, 4) for b in ("ale", "envpool"))}
+    assert set(envs) == {
+        ("Catch", 1, "gymnasium"),
+        ("Catch", 4, "gymnasium"),
+        *(("Pong", n, b) for n in (1, 4) for b in ("ale", "envpool")),
+    }
     for (_, num_envs, _), record in envs.items():
         assert record["steps_per_second"] == pytest.approx(num_envs / record["seconds"])
     (append,) = (r for r in records if r["bench"] == "append")
@@ -71,18 +79,25 @@ def test_environments_and_replay_are_timed(result: dict[str, Any]) -> None:
 def test_the_machine_and_the_command_are_told(result: dict[str, Any], tmp_path: Path) -> None:
     machine = result["machine_info"]
     assert "node" not in machine
-    assert machine["command"].startswith("python -m pytest -p no:cacheprovider -q bench") and "benchmark-json" not in machine["command"]
+    assert (
+        machine["command"].startswith("python -m pytest -p no:cacheprovider -q bench")
+        and "benchmark-json" not in machine["command"]
+    )
     assert machine["device_type"] == "cpu" and machine["torch"] == torch.__version__ and machine["load"] >= 0
     assert {"commit", "dirty", "triton", "threads"} <= set(machine)
     path = tmp_path / "again.json"
     path.write_text(json.dumps(result))
-    done = subprocess.run([sys.executable, "bench/table.py", str(path)], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "bench/table.py", str(path)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0
     assert all(f"| {phase} | tiny |" in done.stdout for phase in PHASES) and "| Pong | 4 | envpool |" in done.stdout
     assert machine["commit"] in done.stdout and f"`{machine['command']}`" in done.stdout
 
 
-def test_saved_under_device_date_and_commit_beside_earlier_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_saved_under_device_date_and_commit_beside_earlier_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(conftest, "ROOT", tmp_path)
     monkeypatch.setattr(conftest, "device_name", lambda device: "AMD Some CPU 2 cores")
     folder = tmp_path / "bench" / "results" / "amd-some-cpu-2-cores"
@@ -128,7 +143,9 @@ def test_a_result_is_written_whole(tmp_path: Path) -> None:
     conftest.pytest_sessionfinish(session, pytest.ExitCode.OK)
     assert not list(tmp_path.iterdir())  # nothing was timed
     config.option.benchmark_json.write_text("{}")
-    conftest.pytest_sessionfinish(session, pytest.ExitCode.INTERRUPTED)  # a file that was asked for by name holds what was timed
+    conftest.pytest_sessionfinish(
+        session, pytest.ExitCode.INTERRUPTED
+    )  # a file that was asked for by name holds what was timed
     assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
     config.option.save = True
     config.option.benchmark_json.write_text("cut short")
@@ -139,7 +156,16 @@ def test_a_result_is_written_whole(tmp_path: Path) -> None:
 def test_an_emulator_that_is_missing_is_left_out_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "envpool.py").write_text("raise ImportError('broken on purpose')")
     path = tmp_path / "result.json"
-    done = bench("bench/bench_env.py", "-k", "Pong-1", "--rounds", "2", "-rs", f"--benchmark-json={path}", PYTHONPATH=str(tmp_path))
+    done = bench(
+        "bench/bench_env.py",
+        "-k",
+        "Pong-1",
+        "--rounds",
+        "2",
+        "-rs",
+        f"--benchmark-json={path}",
+        PYTHONPATH=str(tmp_path),
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "--env-backend envpool must be importable" in done.stdout and "broken on purpose" in done.stdout
     (only,) = json.loads(path.read_text())["benchmarks"]
@@ -191,11 +217,26 @@ def test_work_of_a_step_is_that_of_its_phases_by_their_rates() -> None:
 
 def test_table_of_each_kind() -> None:
     shared = {"seconds": 0.0012, "seconds_iqr": 0.00003, "preset": "storm"}
-    rates = {"flops": 2_500_000_000, "bytes": 3_000_000, "fraction_of_floor": 0.5, "fraction_of_peak_flops": 0.251, "launches": 12, "host_reads": 0}
+    rates = {
+        "flops": 2_500_000_000,
+        "bytes": 3_000_000,
+        "fraction_of_floor": 0.5,
+        "fraction_of_peak_flops": 0.251,
+        "launches": 12,
+        "host_reads": 0,
+    }
     records: list[dict[str, Any]] = [
         {"bench": "world_model", "phase": "world_model", **shared, **rates},
         {"bench": "append", **shared, "bytes": 12_304},
-        {"bench": "env", "game": "Pong", "num_envs": 4, "env_backend": "ale", "seconds": 0.002, "seconds_iqr": 0.0001, "steps_per_second": 2000.4},
+        {
+            "bench": "env",
+            "game": "Pong",
+            "num_envs": 4,
+            "env_backend": "ale",
+            "seconds": 0.002,
+            "seconds_iqr": 0.0001,
+            "steps_per_second": 2000.4,
+        },
     ]
     assert table.markdown(records).splitlines() == [
         "| bench | preset | ms | GFLOP | MB | of floor | of peak FLOP/s | launches | host reads |",
@@ -211,7 +252,9 @@ def test_table_of_each_kind() -> None:
 
 
 @pytest.mark.parametrize("content", ["", "[]", "3", '{"machine_info": 1, "benchmarks": [3]}'])
-def test_what_is_no_result_is_one_line(content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_no_result_is_one_line(
+    content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "wrong.json"
     path.write_text(content)
     monkeypatch.setattr(sys, "argv", ["table.py", str(path)])

@@ -39,8 +39,12 @@ def test_the_working_tree_against_a_commit(checkout: Path) -> None:
     write_work(checkout, encode=0.006, more="\ndef recode():\n    spin(0.001)\n")
     with open(checkout / "bench" / "bench_work.py", "a") as file:
         file.write("\ndef test_recode(time_rounds):\n    time_rounds(work.recode)\n")
-        file.write("\ndef test_broken(time_rounds):\n    assert not hasattr(work, 'recode'), 'recode is here'\n    time_rounds(work.decode)\n")
-    (checkout / "bench" / "bench_later.py").write_text("from stormfast.work import recode\n\ndef test_later(time_rounds):\n    time_rounds(recode)\n")
+        file.write(
+            "\ndef test_broken(time_rounds):\n    assert not hasattr(work, 'recode'), 'recode is here'\n    time_rounds(work.decode)\n"
+        )
+    (checkout / "bench" / "bench_later.py").write_text(
+        "from stormfast.work import recode\n\ndef test_later(time_rounds):\n    time_rounds(recode)\n"
+    )
     found = compare.compare_with_ref(checkout, "HEAD", QUICK, 1.10)
     names = {bench: bench.removeprefix("bench/bench_work.py::test_") for bench in found.benches}
     assert list(names.values()) == ["one[encode]", "one[decode]", "both"]
@@ -49,13 +53,21 @@ def test_the_working_tree_against_a_commit(checkout: Path) -> None:
     assert encode.ratio.value == pytest.approx(1.5, abs=0.1)
     assert (encode.old, encode.new) == pytest.approx((0.004, 0.006), rel=0.2)
     old, new = found.timing.failures["old"], found.timing.failures["new"]
-    assert old["bench/bench_work.py::test_recode"] == "AttributeError: module 'stormfast.work' has no attribute 'recode'"
+    assert (
+        old["bench/bench_work.py::test_recode"] == "AttributeError: module 'stormfast.work' has no attribute 'recode'"
+    )
     assert old["bench/bench_later.py"].startswith("ImportError: cannot import name 'recode'")
     assert len(old) == 2
     assert new == {"bench/bench_work.py::test_broken": "AssertionError: recode is here"}
-    assert found.worse == ["bench/bench_work.py::test_one[encode]", "bench/bench_work.py::test_both", "bench/bench_work.py::test_broken"]
+    assert found.worse == [
+        "bench/bench_work.py::test_one[encode]",
+        "bench/bench_work.py::test_both",
+        "bench/bench_work.py::test_broken",
+    ]
     for side in ("old", "new"):
-        assert {Path(origin).parts[-2 - (name != "stormfast")] for name, origin in found.timing.packages[side].items()} == {side}
+        assert {
+            Path(origin).parts[-2 - (name != "stormfast")] for name, origin in found.timing.packages[side].items()
+        } == {side}
     assert len(trees.worktrees(checkout)) == 1
 
 
@@ -67,7 +79,15 @@ def test_a_saved_run_and_what_it_lacks(checkout: Path, tmp_path: Path) -> None:
         for name, took in (("encode", 0.008), ("decode", 0.002))
     ]
     saved = tmp_path / "2026-01-02-abc.json"
-    saved.write_text(json.dumps({"benchmarks": benches, "machine_info": {"commit": "abc", "torch": "2.0"}, "datetime": "2026-01-02T03:04:05"}))
+    saved.write_text(
+        json.dumps(
+            {
+                "benchmarks": benches,
+                "machine_info": {"commit": "abc", "torch": "2.0"},
+                "datetime": "2026-01-02T03:04:05",
+            }
+        )
+    )
     new = Side("new", trees.snapshot(checkout, tmp_path / "new"), "def")
     found = verdicts.with_saved(new, saved, Choice(rounds=20, device="cpu", patience=60), 1.5, tmp_path)
     assert found.verdict("bench/bench_work.py::test_one[decode]") == "slower"
@@ -77,7 +97,10 @@ def test_a_saved_run_and_what_it_lacks(checkout: Path, tmp_path: Path) -> None:
     assert "torch was 2.0, is None" in found.notes
     assert "A copy moved 4.0 GB/s then and 2.0 GB/s now (x0.50)." in found.notes
     shown = verdicts.show(found)
-    assert "note: A saved run is from another time" in shown and "not compared: saved: bench/bench_work.py::test_both" in shown
+    assert (
+        "note: A saved run is from another time" in shown
+        and "not compared: saved: bench/bench_work.py::test_both" in shown
+    )
 
 
 def test_nothing_is_left_when_it_is_told_to_stop(checkout: Path, tmp_path: Path) -> None:
@@ -118,7 +141,12 @@ def test_the_last_saved_run_is_the_newest(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"2026-01-01-x.json is no run saved by `make bench`"):
         compare.last_saved(tmp_path)
     (tmp_path / "2026-01-01-x.json").unlink()
-    times = {"2026-02-01-b": "2026-02-01T08", "2026-02-01-a": "2026-02-01T09", "2026-01-31-c": "2026-01-31T10", "kernels-2027": "2027"}
+    times = {
+        "2026-02-01-b": "2026-02-01T08",
+        "2026-02-01-a": "2026-02-01T09",
+        "2026-01-31-c": "2026-01-31T10",
+        "kernels-2027": "2027",
+    }
     for name, when in times.items():
         (tmp_path / f"{name}.json").write_text(json.dumps({"datetime": when}))
     assert compare.last_saved(tmp_path).name == "2026-02-01-a.json"
@@ -149,7 +177,11 @@ def test_a_file_that_is_no_saved_run(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text(json.dumps({"benchmarks": [{"fullname": "a", "extra_info": {}, "stats": {}}]}))
     with pytest.raises(UserError, match="it lacks 'data'"):
         verdicts.with_saved(Side("new", tmp_path, ""), tmp_path / "x.json", QUICK, 1.1, tmp_path)
-    for content in ('{"benchmarks": null}', '{"benchmarks": [1]}', '{"benchmarks": [], "machine_info": [1], "datetime": ""}'):
+    for content in (
+        '{"benchmarks": null}',
+        '{"benchmarks": [1]}',
+        '{"benchmarks": [], "machine_info": [1], "datetime": ""}',
+    ):
         (tmp_path / "x.json").write_text(content)
         with pytest.raises(UserError, match="is no run saved by `make bench`: "):
             verdicts.with_saved(Side("new", tmp_path, ""), tmp_path / "x.json", QUICK, 1.1, tmp_path)
@@ -166,7 +198,10 @@ def test_counts_that_rose_are_worse(tmp_path: Path) -> None:
     new = write_counts(tmp_path / "new", "2.13.0", storm=4, fast=2, cpu=5)
     comparison = Comparison("counts only", 1.1, QUICK, old="main")
     compare.take_counts(comparison, (old, ["old: compiled are left out"]), (new, []))
-    assert comparison.counts == [Difference("storm.world_model.launches", 3, 4, True), Difference("fast.world_model.launches", 4, 2, False)]
+    assert comparison.counts == [
+        Difference("storm.world_model.launches", 3, 4, True),
+        Difference("fast.world_model.launches", 4, 2, False),
+    ]
     assert comparison.worse == ["counts of kernels", "storm.world_model.launches"] and not comparison.empty
     shown = verdicts.show(comparison).splitlines()
     assert shown[1:] == [
@@ -181,20 +216,55 @@ def test_counts_that_rose_are_worse(tmp_path: Path) -> None:
 def test_the_table() -> None:
     intervals = {"slower": (1.2, 1.15, 1.25), "same": (1.0, 0.98, 1.02), "unclear": (1.1, 0.7, 1.4)}
     ratio = {name: Ratio(*interval, 0.99, interval[:1]) for name, interval in intervals.items()}
-    benches = {f"bench/bench_x.py::test_{name}": Compared(each, 0.01, 0.01 * each.value) for name, each in ratio.items()}
-    comparison = Comparison("in turn", 1.1, QUICK, Timing(failures={"old": {}, "new": {}}), benches, old="main, commit abc")
+    benches = {
+        f"bench/bench_x.py::test_{name}": Compared(each, 0.01, 0.01 * each.value) for name, each in ratio.items()
+    }
+    comparison = Comparison(
+        "in turn", 1.1, QUICK, Timing(failures={"old": {}, "new": {}}), benches, old="main, commit abc"
+    )
     lines = verdicts.show(comparison).splitlines()
-    assert lines[0] == "this checkout against main, commit abc: 16 rounds x 1 launches in turn, intervals of 99%, limit 1.1"
-    assert lines[2].split() == ["|", "bench", "|", "old", "|", "new", "|", "new", "/", "old", "|", "interval", "|", "verdict", "|"]
-    assert [cell.strip() for cell in lines[4].split("|")[1:-1]] == ["bench_x.py::test_slower", "10 ms", "12 ms", "1.200", "1.150 - 1.250", "SLOWER"]
+    assert (
+        lines[0]
+        == "this checkout against main, commit abc: 16 rounds x 1 launches in turn, intervals of 99%, limit 1.1"
+    )
+    assert lines[2].split() == [
+        "|",
+        "bench",
+        "|",
+        "old",
+        "|",
+        "new",
+        "|",
+        "new",
+        "/",
+        "old",
+        "|",
+        "interval",
+        "|",
+        "verdict",
+        "|",
+    ]
+    assert [cell.strip() for cell in lines[4].split("|")[1:-1]] == [
+        "bench_x.py::test_slower",
+        "10 ms",
+        "12 ms",
+        "1.200",
+        "1.150 - 1.250",
+        "SLOWER",
+    ]
     assert len({len(line) for line in lines[2:7]}) == 1
-    assert lines[-1] == "3 benches: 1 slower, 0 faster, 1 same, 1 unclear; more --rounds or --launches tell what is unclear"
+    assert (
+        lines[-1]
+        == "3 benches: 1 slower, 0 faster, 1 same, 1 unclear; more --rounds or --launches tell what is unclear"
+    )
     told = verdicts.as_json(comparison)
     assert json.loads(json.dumps(told, allow_nan=False))["benches"][0]["verdict"] == "slower"
     assert told["worse"] == ["bench/bench_x.py::test_slower"]
 
 
-@pytest.mark.parametrize(("value", "shown"), [(2.5, "2.5 s"), (1234.5, "1234 s"), (0.0123, "12.3 ms"), (4.56e-5, "45.6 us"), (3e-9, "3 ns")])
+@pytest.mark.parametrize(
+    ("value", "shown"), [(2.5, "2.5 s"), (1234.5, "1234 s"), (0.0123, "12.3 ms"), (4.56e-5, "45.6 us"), (3e-9, "3 ns")]
+)
 def test_seconds_have_a_unit(value: float, shown: str) -> None:
     assert verdicts.seconds(value) == shown
 
@@ -259,12 +329,20 @@ def test_the_file_is_written_though_nobody_reads_what_is_printed(tmp_path: Path)
     assert json.loads(result.read_text())["counts"] == []
 
 
-def test_a_file_that_cannot_be_written_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_written_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(script, "write_whole", full)
-    monkeypatch.setattr(compare, "compare_with_saved", lambda *_, **__: Comparison("counts only", 1.1, QUICK, counts=[]))
+    monkeypatch.setattr(
+        compare, "compare_with_saved", lambda *_, **__: Comparison("counts only", 1.1, QUICK, counts=[])
+    )
     assert compare.main(["--json", str(tmp_path / "x.json")]) == 2
     out, err = capsys.readouterr()
-    assert out == "" and err.startswith(f"compare: {tmp_path}/x.json cannot be written: No space left on device") and err.count("\n") == 1
+    assert (
+        out == ""
+        and err.startswith(f"compare: {tmp_path}/x.json cannot be written: No space left on device")
+        and err.count("\n") == 1
+    )

@@ -26,7 +26,12 @@ def runs(tmp_path: Path) -> list[str]:
 def test_curves_are_those_of_the_runs(runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "both.png"
     assert compare_runs.main([*runs, "--out", str(out)]) == 0
-    assert capsys.readouterr().out.splitlines() == ["step\teager\tcompiled", "100\t1.00\t1.25", "200\t2.00\t-", "300\t3.00\t3.25"]
+    assert capsys.readouterr().out.splitlines() == [
+        "step\teager\tcompiled",
+        "100\t1.00\t1.25",
+        "200\t2.00\t-",
+        "300\t3.00\t3.25",
+    ]
     found = json.loads(out.with_suffix(".json").read_text())
     assert found["runs"]["eager"]["curves"]["world_model/dynamics_kl"] == [[100, 2.0]]
     assert found["runs"]["compiled"]["config"] == {"game": "Catch"}
@@ -48,6 +53,8 @@ def test_bad_input_is_one_line(words: list[str], out: str, message: str, capsys:
     assert message in err and len(err.splitlines()) == 1
 
 
-def test_a_folder_that_cannot_be_written_is_one_line(runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_cannot_be_written_is_one_line(
+    runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert compare_runs.main([*runs, "--out", str(tmp_path / "missing" / "x.png")]) == 2
     assert "--out must be in a directory that can be written" in capsys.readouterr().err

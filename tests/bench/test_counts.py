@@ -94,7 +94,9 @@ def test_the_script_finds_everything_as_written_down():
 def planted(monkeypatch, owner, name, around):
     """Wraps a method in around(original, *args)."""
     original = getattr(owner, name)
-    monkeypatch.setattr(owner, name, functools.wraps(original)(lambda *args, **kwargs: around(original, *args, **kwargs)))
+    monkeypatch.setattr(
+        owner, name, functools.wraps(original)(lambda *args, **kwargs: around(original, *args, **kwargs))
+    )
 
 
 def test_an_extra_launch_goes_red(monkeypatch, saved):
@@ -139,7 +141,9 @@ def test_a_graph_break_and_a_recompilation_go_red(monkeypatch, saved):
         return original(agent, rollout)
 
     def update(original, learner, batch):
-        learner.world_model.turn = not getattr(learner.world_model, "turn", False)  # compiled code takes it as a constant
+        learner.world_model.turn = not getattr(
+            learner.world_model, "turn", False
+        )  # compiled code takes it as a constant
         return original(learner, batch)
 
     def losses(original, model, *args):
@@ -147,13 +151,13 @@ def test_a_graph_break_and_a_recompilation_go_red(monkeypatch, saved):
 
     planted(monkeypatch, Agent, "loss", broken)
     planted(monkeypatch, Learner, "update_world_model", update)
-    planted(monkeypatch, WorldModel, "losses", losses)
+    planted(monkeypatch, WorldModel, "loss_with_uniform", losses)
     found = counts.differences(below(saved, "compiled.tiny."), graphs.of_preset("tiny"))
     assert all(difference.worse for difference in found)
     assert {difference.name.removeprefix("compiled.tiny.") for difference in found} == {
         "Agent.loss.graph_breaks",
-        "WorldModel.losses.graphs",
-        "WorldModel.losses.recompilations",
+        "WorldModel.loss_with_uniform.graphs",
+        "WorldModel.loss_with_uniform.recompilations",
     }
 
 
@@ -162,11 +166,16 @@ def row(found: Resources) -> kernels.report.Row:
     return kernels.report.Row(Case("storm", "sample", "bf16", (1024, 32, 32), made), 90, found)
 
 
-GOOD = Resources(registers=40, shared=512, stack=0, spilled=0, instructions=400, wide_loads=2, wide_stores=2, tensor_core=0)
+GOOD = Resources(
+    registers=40, shared=512, stack=0, spilled=0, instructions=400, wide_loads=2, wide_stores=2, tensor_core=0
+)
 
 
 def test_a_kernel_that_takes_more_goes_red():
-    before, after = (kernels.flat([row(found)]) for found in (GOOD, replace(GOOD, instructions=401, registers=48, spilled=4, stack=8)))
+    before, after = (
+        kernels.flat([row(found)])
+        for found in (GOOD, replace(GOOD, instructions=401, registers=48, spilled=4, stack=8))
+    )
     assert list(before) == [f"kernels.storm/sample/bf16.sm_90.{what}" for what in kernels.QUANTITIES]
     assert lines(before, after) == [
         "kernels.storm/sample/bf16.sm_90.instructions rose from 400 to 401",
@@ -181,13 +190,23 @@ def test_a_kernel_that_takes_more_goes_red():
 
 def test_differences_say_what_rose_fell_came_and_went():
     found = counts.differences({"a.x": 1, "a.y": 5, "a.z": 2, "gone": 3}, {"a.x": 1, "a.y": 4, "a.z": 3, "new": 0})
-    assert list(map(str, found)) == ["a.z rose from 2 to 3", "a.y fell from 5 to 4", "gone is gone: it was 3", "new is new: 0"]
+    assert list(map(str, found)) == [
+        "a.z rose from 2 to 3",
+        "a.y fell from 5 to 4",
+        "gone is gone: it was 3",
+        "new is new: 0",
+    ]
     assert [difference.worse for difference in found] == [True, False, False, False]
     assert counts.differences({"a": 1}, {"a": 1}) == []
 
 
 def test_nested_and_flat_counts_are_the_same_and_a_line_each_on_disk(tmp_path):
-    flat = {"storm.act.launches": 3, "storm.act.host_reads": 1, "storm.agent.launches": 7, "kernels.storm/a/bf16.sm_90.registers": 40}
+    flat = {
+        "storm.act.launches": 3,
+        "storm.act.host_reads": 1,
+        "storm.agent.launches": 7,
+        "kernels.storm/a/bf16.sm_90.registers": 40,
+    }
     assert counts.nest(flat)["storm"] == {"act": {"launches": 3, "host_reads": 1}, "agent": {"launches": 7}}
     assert counts.flatten(counts.nest(flat)) == flat
     counts.save(tmp_path / "counts.json", flat)
@@ -242,18 +261,29 @@ def test_a_count_that_came_or_went_is_not_as_written_down(file, capsys, monkeypa
     edited(file, **{"tiny.env.launches": 1})
     monkeypatch.setitem(COUNTED, "compiled", COUNTED["compiled"] | {"compiled.tiny.Agent.other.graphs": 1})
     assert counts.main(["--check", "--file", str(file)]) == 1
-    assert set(capsys.readouterr().err.splitlines()[:2]) == {"tiny.env.launches is gone: it was 1", "compiled.tiny.Agent.other.graphs is new: 1"}
+    assert set(capsys.readouterr().err.splitlines()[:2]) == {
+        "tiny.env.launches is gone: it was 1",
+        "compiled.tiny.Agent.other.graphs is new: 1",
+    }
 
 
-@pytest.mark.parametrize(("library", "left_out", "named"), [("torch", ["phases", "compiled"], "0.1.0"), ("triton", ["kernels"], "3.0.0")])
+@pytest.mark.parametrize(
+    ("library", "left_out", "named"), [("torch", ["phases", "compiled"], "0.1.0"), ("triton", ["kernels"], "3.0.0")]
+)
 def test_counts_of_another_compiler_are_left_out_and_fail_the_check(file, capsys, library, left_out, named):
     here = counts.describe(torch.device("cpu"))[library]
     edited(file, about={library: named}, **{name: 10**6 for group in left_out for name in COUNTED[group]})
     assert counts.main(["--check", "--file", str(file)]) == 1
     out, err = capsys.readouterr()
     *lines, last = err.splitlines()
-    assert lines == [f"{group} are left out: counted with {library} {named}, and here is {counts.version(here)}" for group in left_out]
-    assert last.startswith(f"{','.join(left_out)} could not be checked; install the versions of counts.json") and counts.RENEW in last
+    assert lines == [
+        f"{group} are left out: counted with {library} {named}, and here is {counts.version(here)}"
+        for group in left_out
+    ]
+    assert (
+        last.startswith(f"{','.join(left_out)} could not be checked; install the versions of counts.json")
+        and counts.RENEW in last
+    )
     others = [group for group in counts.GROUPS if group not in left_out]
     assert out == f"{sum(len(COUNTED[group]) for group in others)} counts are those of counts.json\n"
     assert counts.main(["--check", "--groups", ",".join(others), "--file", str(file)]) == 0
@@ -276,10 +306,15 @@ def test_a_missing_triton_leaves_the_kernels_out_and_fails_the_check(file, capsy
     monkeypatch.setattr(launch, "triton", None)
     assert counts.main(["--check", "--file", str(file)]) == 1
     first, last = capsys.readouterr().err.splitlines()
-    assert first == "kernels are left out: counted with triton 3.7.1, and here is none" and last.startswith("kernels could not be checked")
+    assert first == "kernels are left out: counted with triton 3.7.1, and here is none" and last.startswith(
+        "kernels could not be checked"
+    )
 
 
-@pytest.mark.parametrize("error", [ImportError("no module named stormfast.full_step"), AttributeError("no survey"), UserError("needs triton")])
+@pytest.mark.parametrize(
+    "error",
+    [ImportError("no module named stormfast.full_step"), AttributeError("no survey"), UserError("needs triton")],
+)
 def test_a_group_that_an_older_checkout_lacks_is_left_out_with_a_line(file, capsys, monkeypatch, error):
     def count_group(group):
         if group == "compiled":

@@ -30,7 +30,9 @@ def test_the_machine_is_told() -> None:
     assert machine["torch"] == torch.__version__
 
 
-@pytest.mark.parametrize(("arguments", "message"), [([], "expected one device"), (["tpu"], "got 'tpu'"), (["cpu", "cpu"], "got 2 arguments")])
+@pytest.mark.parametrize(
+    ("arguments", "message"), [([], "expected one device"), (["tpu"], "got 'tpu'"), (["cpu", "cpu"], "got 2 arguments")]
+)
 def test_a_bad_argument_is_one_line(arguments: list[str], message: str) -> None:
     done = subprocess.run([sys.executable, devices.__file__, *arguments], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
@@ -54,7 +56,13 @@ def test_clocks_come_from_nvidia_smi_where_it_knows_the_device(monkeypatch: pyte
 
     monkeypatch.setattr(devices, "_output", answer)
     found = devices._nvidia_smi(torch.device("cuda"))
-    assert found == {"driver": "580.1", "clocks.sm": "1980", "clocks.mem": "3201", "clocks.max.sm": "1980", "clocks.max.mem": "3201"}
+    assert found == {
+        "driver": "580.1",
+        "clocks.sm": "1980",
+        "clocks.mem": "3201",
+        "clocks.max.sm": "1980",
+        "clocks.max.mem": "3201",
+    }
     assert "--id=GPU-1234-ab" in asked
     monkeypatch.setattr(devices, "_output", lambda *command: "")
     assert devices._nvidia_smi(torch.device("cuda")) == {}

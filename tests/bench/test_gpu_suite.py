@@ -18,12 +18,24 @@ from bench.suite.record import only_one
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "bench" / "gpu_suite.sh"
-MACHINE = {"slug": "fake", "device": "Fake", "commit": "abc", "dirty": False, "torch": "2", "cuda": None, "triton": None, "python": "3", "threads": 1}
+MACHINE = {
+    "slug": "fake",
+    "device": "Fake",
+    "commit": "abc",
+    "dirty": False,
+    "torch": "2",
+    "cuda": None,
+    "triton": None,
+    "python": "3",
+    "threads": 1,
+}
 
 
 def shell(*arguments: str, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
     given = os.environ | {"PYTHON": sys.executable} | env
-    return subprocess.run(["bash", str(SCRIPT), *arguments], cwd=cwd, env=given, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        ["bash", str(SCRIPT), *arguments], cwd=cwd, env=given, capture_output=True, text=True, check=False
+    )
 
 
 def main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -58,7 +70,9 @@ def test_a_mistake_is_one_line(arguments: list[str], message: str, capsys: pytes
     assert err.startswith("gpu_suite: ") and message in err
 
 
-def test_what_cannot_be_had_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_had_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "fake" / "logs").mkdir(parents=True)
     results = ["--results", str(tmp_path)]
@@ -76,12 +90,18 @@ def test_what_cannot_be_had_is_one_line(tmp_path: Path, monkeypatch: pytest.Monk
     assert not list(tmp_path.glob("fake/*.json"))
 
 
-def test_what_is_no_commit_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_no_commit_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))  # no git is there
     monkeypatch.setenv("STORMFAST_COMMIT", "../../x y")
     assert gpu_suite.main(["--device", "cpu", "--results", str(tmp_path)]) == 2
     out, err = capsys.readouterr()
-    assert (out, err.count("\n")) == ("", 1) and err.startswith("gpu_suite: STORMFAST_COMMIT must be") and "got '../../x y'" in err
+    assert (
+        (out, err.count("\n")) == ("", 1)
+        and err.startswith("gpu_suite: STORMFAST_COMMIT must be")
+        and "got '../../x y'" in err
+    )
     assert not list(tmp_path.iterdir())
 
 
@@ -89,9 +109,13 @@ def test_ctrl_c_while_the_machine_is_asked_is_one_line(tmp_path: Path) -> None:
     """As a terminal does it: the whole group gets it."""
     code = "import pathlib, sys; from bench import gpu_suite; gpu_suite.ROOT = pathlib.Path('.'); sys.exit(gpu_suite.main(['--device', 'cpu']))"
     (tmp_path / "bench" / "suite").mkdir(parents=True)
-    (tmp_path / "bench" / "suite" / "machine.py").write_text("import pathlib, time; pathlib.Path('asked').touch(); time.sleep(60)")
+    (tmp_path / "bench" / "suite" / "machine.py").write_text(
+        "import pathlib, time; pathlib.Path('asked').touch(); time.sleep(60)"
+    )
     given = os.environ | {"PYTHONPATH": str(ROOT)}
-    suite = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=given, stdout=PIPE, stderr=PIPE, text=True, process_group=0)
+    suite = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=tmp_path, env=given, stdout=PIPE, stderr=PIPE, text=True, process_group=0
+    )
     while not (tmp_path / "asked").exists() and suite.poll() is None:
         time.sleep(0.02)
     os.killpg(suite.pid, signal.SIGINT)
@@ -115,13 +139,18 @@ def test_without_a_gpu_is_one_line(tmp_path: Path) -> None:
 
 def test_the_wrapper_takes_the_interpreter_it_is_given(tmp_path: Path) -> None:
     done = shell(PYTHON=str(tmp_path / "no python"))
-    assert done.returncode == 2 and done.stderr == f"gpu_suite: there is no {tmp_path}/no python; name another interpreter: PYTHON=...\n"
+    assert (
+        done.returncode == 2
+        and done.stderr == f"gpu_suite: there is no {tmp_path}/no python; name another interpreter: PYTHON=...\n"
+    )
     (tmp_path / "a python").write_text('#!/bin/sh\nprintf "<%s>" "$@"\n')
     (tmp_path / "a python").chmod(0o755)
     done = shell("train", "--game", "a b", "*", "", cwd=tmp_path, PYTHON=str(tmp_path / "a python"))
     assert done.stdout == f"<{ROOT}/bench/gpu_suite.py><train><--game><a b><*><>"
     given = os.environ | {"PYTHON": "echo", "CDPATH": str(ROOT)}  # a CDPATH makes cd print
-    there = subprocess.run(["bash", "bench/gpu_suite.sh"], cwd=ROOT, env=given, capture_output=True, text=True, check=False)
+    there = subprocess.run(
+        ["bash", "bench/gpu_suite.sh"], cwd=ROOT, env=given, capture_output=True, text=True, check=False
+    )
     assert there.stdout == f"{ROOT}/bench/gpu_suite.py\n"
 
 
@@ -141,24 +170,49 @@ def test_the_suite_on_a_cpu(tmp_path: Path) -> None:
     done = shell("--device", "cpu", "--results", "results", *some, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     (path,) = tmp_path.glob("results/*/suite-*.json")
-    assert str(ROOT) not in path.read_text() and done.stdout.splitlines()[-2:] == [str(path), str(path.with_suffix(".md"))]
+    assert str(ROOT) not in path.read_text() and done.stdout.splitlines()[-2:] == [
+        str(path),
+        str(path.with_suffix(".md")),
+    ]
     rows = {row["stage"]: row for row in json.loads(path.read_text())["stages"]}
-    assert {name: row["status"] for name, row in rows.items()} == dict.fromkeys(("doctor", "tests", "profile-tiny", "memory"), "passed")
+    assert {name: row["status"] for name, row in rows.items()} == dict.fromkeys(
+        ("doctor", "tests", "profile-tiny", "memory"), "passed"
+    )
     assert rows["tests"]["result"]["skipped"] > 0 or torch.cuda.is_available()
     assert rows["profile-tiny"]["result"]["step_ms"] > 0 and rows["memory"]["result"]["presets"][0]["preset"] == "tiny"
     table = path.with_suffix(".md").read_text()
     assert "| tiny | Catch, 1 x gymnasium | off" in table and "## Device memory" in table
-    done = shell("--device", "cpu", "--results", str(tmp_path / "results"), "--stages", "kernels,phases", "--minutes", "1")
+    done = shell(
+        "--device", "cpu", "--results", str(tmp_path / "results"), "--stages", "kernels,phases", "--minutes", "1"
+    )
     rows = {row["stage"]: row for row in json.loads(path.read_text())["stages"]}
     assert len(rows) == 6 and rows["memory"]["status"] == "passed"
-    assert {rows[name]["status"] for name in ("kernels", "phases")} <= {"passed", "timed out", "left out"}  # a minute may not do
+    assert {rows[name]["status"] for name in ("kernels", "phases")} <= {
+        "passed",
+        "timed out",
+        "left out",
+    }  # a minute may not do
     assert rows["kernels"]["result"]["records"]
 
 
 @pytest.mark.slow
 def test_training_on_a_cpu(tmp_path: Path) -> None:
     """Stopped in the midst by its time, then to its end."""
-    asked = ("train", "--game", "Catch", "--preset", "tiny", "--steps", "300", "--episodes", "2", "--device", "cpu", "--logging.every", "10")
+    asked = (
+        "train",
+        "--game",
+        "Catch",
+        "--preset",
+        "tiny",
+        "--steps",
+        "300",
+        "--episodes",
+        "2",
+        "--device",
+        "cpu",
+        "--logging.every",
+        "10",
+    )
     places = ("--results", str(tmp_path / "results"), "--run-dir", str(tmp_path / "run"))
     done = shell(*asked, *places, "--minutes", "0.25")
     assert done.returncode == 3, done.stdout + done.stderr
@@ -168,6 +222,8 @@ def test_training_on_a_cpu(tmp_path: Path) -> None:
     (run,) = json.loads(path.read_text())["training"]
     assert (run["status"], run["step"], run["evaluation"]["episodes"]) == ("finished", 300, 2)
     assert len(run["calls"]) == 2 and 0 < run["calls"][0]["steps"][1] < 300 and run["ms_per_step"] > 0
-    assert shell(*asked, *places, "--world-model.width", "16").returncode == 0  # finished: nothing is asked of stormfast
+    assert (
+        shell(*asked, *places, "--world-model.width", "16").returncode == 0
+    )  # finished: nothing is asked of stormfast
     done = shell(*asked, *places, "--steps", "310", "--world-model.width", "16")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "A resumed run keeps its settings" in done.stderr

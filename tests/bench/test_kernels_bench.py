@@ -28,7 +28,9 @@ CPU = torch.device("cpu")
 
 
 def run(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ | (env or {}))
+    return subprocess.run(
+        arguments, cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ | (env or {})
+    )
 
 
 def nbytes(*tensors: torch.Tensor) -> int:
@@ -71,7 +73,9 @@ def test_attention_work_is_that_of_its_tensors_and_of_its_products() -> None:
     written, read = caches[:, :, :, length], caches[:, :, :, :length]
     plain = attention_work(batch, heads, head_dim, range(length, length + 1), 4)
     assert plain.bytes == nbytes(query, key, value, out, written, read, position)
-    assert attention_work(batch, heads, head_dim, range(length, length + 1), 4, masked=True).bytes == plain.bytes + nbytes(first)
+    assert attention_work(
+        batch, heads, head_dim, range(length, length + 1), 4, masked=True
+    ).bytes == plain.bytes + nbytes(first)
     with FlopCounterMode(display=False) as counter:
         weights = (query.unsqueeze(-2) @ caches[0].transpose(-1, -2) * head_dim**-0.5).softmax(-1)
         torch.testing.assert_close((weights @ caches[1]).squeeze(-2), out)
@@ -148,7 +152,13 @@ class FakeCuda:
         def synchronize(device: Any = None) -> None:
             fake.synchronized += 1
 
-        names = {"CUDAGraph": Graph, "graph": graph, "Stream": lambda: stream, "current_stream": lambda: stream, "synchronize": synchronize}
+        names = {
+            "CUDAGraph": Graph,
+            "graph": graph,
+            "Stream": lambda: stream,
+            "current_stream": lambda: stream,
+            "synchronize": synchronize,
+        }
         for name, value in {**names, "stream": lambda stream: contextlib.nullcontext()}.items():
             monkeypatch.setattr(torch.cuda, name, value)
 
@@ -163,7 +173,9 @@ def test_a_round_on_cuda_is_replays_of_a_graph(monkeypatch: pytest.MonkeyPatch, 
     timed.run()
     assert fake.called - before == timed.calls
     assert fake.synchronized == waits + 1
-    expected = "CUDA graph" if capturable else "CUDA graph capture failed: operation not permitted when stream is capturing"
+    expected = (
+        "CUDA graph" if capturable else "CUDA graph capture failed: operation not permitted when stream is capturing"
+    )
     assert timed.method.endswith(expected)
 
 
@@ -171,7 +183,9 @@ def test_a_round_on_cuda_is_replays_of_a_graph(monkeypatch: pytest.MonkeyPatch, 
 def test_a_graph_on_cuda_computes_what_calls_compute() -> None:
     device = torch.device("cuda")
     counter = torch.zeros((), dtype=torch.int64, device=device)
-    timed = timing.prepare(lambda x: counter.add_(x), [[(torch.ones((), dtype=torch.int64, device=device),)]] * 3, device)
+    timed = timing.prepare(
+        lambda x: counter.add_(x), [[(torch.ones((), dtype=torch.int64, device=device),)]] * 3, device
+    )
     assert timed.method == "CUDA graph"
     before = counter.item()
     timed.run()
@@ -212,13 +226,17 @@ def test_what_is_written_into_arguments_is_compared_too() -> None:
     with pytest.raises(AssertionError, match="argument 1"):  # what the reference leaves alone is left alone
         timing.assert_same_call(append, forgets, given, tolerance=0.5)
     with pytest.raises(AssertionError, match="output 0"):
-        timing.assert_same_call(lambda token, cache, position: append(token, cache, position) * 1.1, append, given, tolerance=1e-2)
+        timing.assert_same_call(
+            lambda token, cache, position: append(token, cache, position) * 1.1, append, given, tolerance=1e-2
+        )
 
 
 # --- the table ---------------------------------------------------------------------------------------------------
 
 
-def record(kernel: str, provider: str, microseconds: float, fraction: float, target: dict[str, Any] | None = None) -> dict[str, Any]:
+def record(
+    kernel: str, provider: str, microseconds: float, fraction: float, target: dict[str, Any] | None = None
+) -> dict[str, Any]:
     fixed = {"shape": "[2, 3]", "dtype": "float32", "timing": "CUDA graph", "copy_bytes_per_second": 4.3e12}
     measured = {"seconds": microseconds * 1e-6, "seconds_iqr": 1e-7, "fraction_of_copy_bandwidth": fraction}
     return {"kernel": kernel, "provider": provider, **fixed, **measured, **({"target": target} if target else {})}
@@ -273,7 +291,12 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_one_bench_from_the_command_line(tmp_path: Path) -> None:
     path = tmp_path / "kernels.json"
-    done = bench("-k", "test_log_probs and not gradient and not compile or test_step and eager", "-rs", f"--benchmark-json={path}")
+    done = bench(
+        "-k",
+        "test_log_probs and not gradient and not compile or test_step and eager",
+        "-rs",
+        f"--benchmark-json={path}",
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Triton is timed on CUDA devices" in done.stdout
     assert "| unimix_log_probs | [4, 16, 16, 16] | float32 | - |" in done.stdout
@@ -289,7 +312,9 @@ def test_one_bench_from_the_command_line(tmp_path: Path) -> None:
         assert benchmark["stats"]["median"] > 0.5 * rounds.ROUND_SECONDS["cpu"]
         assert one["bytes_per_second"] == pytest.approx(one["bytes"] / one["seconds"])
         assert 1e-4 < one["fraction_of_copy_bandwidth"] < 100  # small sizes may live in a cache
-        assert one["fraction_of_copy_bandwidth"] == pytest.approx(one["bytes_per_second"] / one["copy_bytes_per_second"])
+        assert one["fraction_of_copy_bandwidth"] == pytest.approx(
+            one["bytes_per_second"] / one["copy_bytes_per_second"]
+        )
         assert one["triton_launches_per_call"] == 0
         assert "target" not in one
     assert info["unimix_log_probs"]["bytes"] == 4 * 16 * 16 * 16 * 8

@@ -29,7 +29,9 @@ def test_versions_are_those_of_the_constraints() -> None:
 
 def test_direct_needs_are_of_the_project() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    direct = {line.split(">")[0].split("<")[0] for line in project["dependencies"] + project["optional-dependencies"]["dev"]}
+    direct = {
+        line.split(">")[0].split("<")[0] for line in project["dependencies"] + project["optional-dependencies"]["dev"]
+    }
     assert {*pack_wheels.RUN, *pack_wheels.BENCH, *pack_wheels.ATARI} <= direct
 
 
@@ -42,7 +44,14 @@ def make_wheel(path: Path, *names: str) -> Path:
 
 def test_envpool_keeps_atari_alone_and_gets_the_roms(tmp_path: Path) -> None:
     notes = "envpool-1.dist-info"
-    kept = ["envpool/__init__.py", "envpool/entry.py", "envpool/atari/x.so", "envpool/python/y.py", f"{notes}/METADATA", f"{notes}/licenses/LICENSE"]
+    kept = [
+        "envpool/__init__.py",
+        "envpool/entry.py",
+        "envpool/atari/x.so",
+        "envpool/python/y.py",
+        f"{notes}/METADATA",
+        f"{notes}/licenses/LICENSE",
+    ]
     left = ["envpool/mujoco/z.so", "envpool.libs/libqt.so", f"{notes}/licenses/qt6/a", "stray.txt"]
     envpool = make_wheel(tmp_path / "envpool-1.whl", *kept, *left, f"{notes}/RECORD")
     ale = make_wheel(tmp_path / "ale_py-1.whl", "ale_py/__init__.py", "ale_py/roms/pong.bin", "ale_py/roms/__init__.py")
@@ -50,7 +59,10 @@ def test_envpool_keeps_atari_alone_and_gets_the_roms(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "cut.whl") as cut:
         added = ["envpool_assets/__init__.py", "envpool_assets/atari/roms/pong.bin"]
         assert set(cut.namelist()) == {*kept, *added, f"{notes}/RECORD"}
-        assert cut.read("envpool/entry.py") == pack_wheels.ENTRY and cut.read("envpool/atari/x.so") == b"envpool/atari/x.so"
+        assert (
+            cut.read("envpool/entry.py") == pack_wheels.ENTRY
+            and cut.read("envpool/atari/x.so") == b"envpool/atari/x.so"
+        )
         listed = {line.split(",")[0] for line in cut.read(f"{notes}/RECORD").decode().splitlines()}
         assert listed == set(cut.namelist())
     with pytest.raises(UserError, match="--without-atari"):
@@ -64,7 +76,9 @@ def test_a_folder_in_use_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert (out, err.count("\n")) == ("", 1) and "new or empty" in err
 
 
-def test_what_pip_does_not_find_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_pip_does_not_find_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     assert pack_wheels.main([str(tmp_path / "folder")]) == 2

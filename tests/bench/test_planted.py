@@ -20,7 +20,10 @@ QUICK = Choice(rounds=10, launches=2, patience=60)
 
 
 def comparison(failures: dict[str, str] | None = None, **values: float) -> Comparison:
-    benches = {f"bench/bench_{name}.py::test_{name}": Compared(Ratio(x, x - 0.01, x + 0.01, 0.99, (x,)), 1.0, x) for name, x in values.items()}
+    benches = {
+        f"bench/bench_{name}.py::test_{name}": Compared(Ratio(x, x - 0.01, x + 0.01, 0.99, (x,)), 1.0, x)
+        for name, x in values.items()
+    }
     return Comparison("in turn", 1.1, QUICK, Timing(failures={"old": {}, "new": failures or {}}), benches)
 
 
@@ -74,7 +77,10 @@ def test_held_means_flagged_where_it_is_and_nowhere_else() -> None:
     assert rows[2] == "| planted 20% | 3 | test_world_model 1.200 (1.190 - 1.210) | 1.000 - 1.000 | 0 | yes |"
     assert rows[3] == "| planted 20% | 2 | none | 1.000 - 1.100 | 1 | NO |"
     record = planted.record([held, missed], Plant())
-    assert record["held"] is False and record["comparisons"][0]["benches"][0] == verdicts.as_json(held.comparison)["benches"][0]
+    assert (
+        record["held"] is False
+        and record["comparisons"][0]["benches"][0] == verdicts.as_json(held.comparison)["benches"][0]
+    )
 
 
 @pytest.mark.slow
@@ -97,7 +103,11 @@ def test_bad_input_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "planted: --unchanged must be at least 0, got -1\n"
     assert planted.main(["--rounds", "many"]) == 2
     out, err = capsys.readouterr()
-    assert out == "" and err.startswith("planted: argument --rounds: invalid int value: 'many'; `") and err.count("\n") == 1
+    assert (
+        out == ""
+        and err.startswith("planted: argument --rounds: invalid int value: 'many'; `")
+        and err.count("\n") == 1
+    )
 
 
 def test_the_file_is_written_before_anything_is_printed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

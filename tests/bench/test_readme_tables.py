@@ -49,7 +49,9 @@ def test_every_source_is_told_below_its_table(copied: Path) -> None:
     assert f"commit {found['commit']}: `{found['command']}`" in text
 
 
-def test_a_changed_result_makes_the_readmes_stale_and_is_written(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_changed_result_makes_the_readmes_stale_and_is_written(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     change(next(copied.glob("bench/results/*/profile-storm.json")), step_ms=1234.5)
     before = (copied / "README.md").read_text()
     assert readme_tables.main(["--check"]) == 1
@@ -71,7 +73,9 @@ def test_a_changed_result_makes_the_readmes_stale_and_is_written(copied: Path, c
         ({"commit": "abc-dirty"}, "changes that no commit has"),
     ],
 )
-def test_a_number_without_its_source_is_refused(copied: Path, values: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_number_without_its_source_is_refused(
+    copied: Path, values: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     change(next(copied.glob("bench/results/*/profile-storm.json")), **values)
     before = (copied / "README.md").read_text()
     assert readme_tables.main([]) == 2
@@ -80,7 +84,9 @@ def test_a_number_without_its_source_is_refused(copied: Path, values: dict[str, 
     assert (copied / "README.md").read_text() == before
 
 
-def test_a_table_that_is_not_there_and_a_damaged_result_are_one_line(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_table_that_is_not_there_and_a_damaged_result_are_one_line(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (copied / "README.md").write_text("<!-- results: speed -->\n<!-- end of results -->\n")
     assert readme_tables.main([]) == 2
     assert "results named 'speed'" in capsys.readouterr().err
@@ -100,8 +106,14 @@ def test_a_table_that_is_not_there_and_a_damaged_result_are_one_line(copied: Pat
         ("../counts.json", {"counts": {}}),
     ],
 )
-def test_a_result_of_another_shape_is_one_line(copied: Path, pattern: str, content: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    path = copied / "bench" / "counts.json" if pattern.startswith("..") else next((copied / "bench" / "results").glob(pattern))
+def test_a_result_of_another_shape_is_one_line(
+    copied: Path, pattern: str, content: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = (
+        copied / "bench" / "counts.json"
+        if pattern.startswith("..")
+        else next((copied / "bench" / "results").glob(pattern))
+    )
     path.write_text(json.dumps(content))
     before = (copied / "README.md").read_text()
     assert readme_tables.main([]) == 2
@@ -121,13 +133,23 @@ def test_every_run_must_have_its_commands(copied: Path, capsys: pytest.CaptureFi
 
 def test_what_stands_in_a_cell_stays_there() -> None:
     assert grid(["a", "b"], [["x|y", "u\nv"], ["x\\|y", ""]]).splitlines()[2:] == ["| x\\|y | u v |", "| x\\|y |  |"]
-    assert str(readme_tables.Source("d", "c", "echo `ls`")).endswith(": ``echo `ls` ``") or "``" in str(readme_tables.Source("d", "c", "`ls`"))
+    assert str(readme_tables.Source("d", "c", "echo `ls`")).endswith(": ``echo `ls` ``") or "``" in str(
+        readme_tables.Source("d", "c", "`ls`")
+    )
 
 
 def test_only_the_last_saved_run_of_a_device_is_shown(copied: Path) -> None:
     folder = copied / "bench" / "results" / "some-gpu"
     folder.mkdir()
-    record = {"bench": "agent", "phase": "agent", "preset": "storm", "seconds": 0.001, "seconds_iqr": 0.0, "launches": 3, "host_reads": 0}
+    record = {
+        "bench": "agent",
+        "phase": "agent",
+        "preset": "storm",
+        "seconds": 0.001,
+        "seconds_iqr": 0.0,
+        "launches": 3,
+        "host_reads": 0,
+    }
     machine = {"device": "Some GPU", "commit": "abc", "dirty": False, "command": "python -m pytest bench"}
     for day, seconds in (("2026-01-02", 0.002), ("2026-01-01", 0.007)):
         benchmarks = [{"extra_info": record | {"seconds": seconds}}, {"extra_info": {"bench": "env"}}]
@@ -142,8 +164,21 @@ def test_a_run_that_the_suite_trained_is_among_the_scores(copied: Path) -> None:
     folder.mkdir()
     call = {"command": "stormfast train --game Pong", "commit": "abc"}
     evaluation = {"mean": 20.5, "mean_interval_95": [20.1, 20.9], "human_normalised": 1.1, "episodes": 100}
-    run = {"game": "Pong", "preset": "storm", "seed": 3, "step": 100_000, "training_seconds": 660.0, "evaluation": evaluation, "calls": [call]}
-    suite = {"machine": {"device": "Some GPU", "commit": "abc", "dirty": False}, "begun": "2026-01-01", "stages": [], "training": [run]}
+    run = {
+        "game": "Pong",
+        "preset": "storm",
+        "seed": 3,
+        "step": 100_000,
+        "training_seconds": 660.0,
+        "evaluation": evaluation,
+        "calls": [call],
+    }
+    suite = {
+        "machine": {"device": "Some GPU", "commit": "abc", "dirty": False},
+        "begun": "2026-01-01",
+        "stages": [],
+        "training": [run],
+    }
     (folder / "suite-2026-01-01-abc.json").write_text(json.dumps(suite))
     text = readme_tables.learning()
     assert "| Pong | storm | 3 | 100,000 | 11 | 20.5 (20.1 to 20.9) | - | Some GPU | abc |" in text

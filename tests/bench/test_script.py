@@ -25,7 +25,9 @@ def raises(error: BaseException) -> int:
         (KeyboardInterrupt(), 130, "x: interrupted\n"),
     ],
 )
-def test_what_ends_a_script_is_one_line(error: BaseException, status: int, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_ends_a_script_is_one_line(
+    error: BaseException, status: int, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert script.status_of("x", lambda: raises(error)) == status
     assert capsys.readouterr() == ("", line)
 
@@ -42,16 +44,32 @@ PRINTS = "import sys; from bench.script import status_of; sys.exit(status_of('x'
 
 def test_tables_may_be_left_too(tmp_path: Path) -> None:
     """As in `bench/table.py FILE | head`."""
-    machine = {"device": "x", "torch": "2", "triton": "3", "threads": 1, "commit": "abc", "dirty": False, "command": "pytest bench"}
+    machine = {
+        "device": "x",
+        "torch": "2",
+        "triton": "3",
+        "threads": 1,
+        "commit": "abc",
+        "dirty": False,
+        "command": "pytest bench",
+    }
     path = tmp_path / "x.json"
     path.write_text(json.dumps({"machine_info": machine, "benchmarks": []}))
-    process = subprocess.Popen([sys.executable, "bench/table.py", str(path)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "bench/table.py", str(path)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     assert process.stdout is not None
     process.stdout.close()
     assert process.communicate(timeout=60)[1] == "" and process.returncode == 141
 
 
-def test_what_nests_too_deep_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_nests_too_deep_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "deep.json"
     path.write_text("[" * 100_000)
     for module, name, arguments in ((table, "table", [str(path)]), (collection, "collection", ["--table", str(path)])):
@@ -71,7 +89,10 @@ def test_a_reader_that_leaves_and_a_full_disk(length: int) -> None:
     assert (gone.returncode, gone.stderr) == (141, "")
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
-    assert (done.returncode, done.stderr) == (2, "x: standard output cannot be written: No space left on device; send it elsewhere\n")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "x: standard output cannot be written: No space left on device; send it elsewhere\n",
+    )
 
 
 def test_what_cannot_be_written_is_refused_before(tmp_path: Path) -> None:

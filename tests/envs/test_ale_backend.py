@@ -16,12 +16,12 @@ import pytest
 from ale_py import roms
 from safetensors.numpy import load_file, save_file
 
-from stormfast.batch import EnvStep
 from stormfast.config import EnvConfig
 from stormfast.envs import make_env
 from stormfast.envs.ale_backend import AleVectorEnv, _draw, _mt19937, rom_name
+from stormfast.envs.games import SCORES
 from stormfast.errors import UserError
-from stormfast.games import SCORES
+from stormfast.records import EnvStep
 
 
 def assert_equal(a: EnvStep, b: EnvStep, where: str) -> None:
@@ -29,7 +29,9 @@ def assert_equal(a: EnvStep, b: EnvStep, where: str) -> None:
         np.testing.assert_array_equal(getattr(a, field.name), getattr(b, field.name), err_msg=f"{field.name} {where}")
 
 
-def compare(game: str, config: EnvConfig, num_steps: int, *, num_envs: int = 1, seed: int = 3, restart_at: int | None = None) -> dict[str, int]:
+def compare(
+    game: str, config: EnvConfig, num_steps: int, *, num_envs: int = 1, seed: int = 3, restart_at: int | None = None
+) -> dict[str, int]:
     """Steps both backends with the same random actions; returns how often each flag was seen."""
     ale = make_env(game, config, num_envs=num_envs, backend="ale", seed=seed)
     pool = make_env(game, config, num_envs=num_envs, backend="envpool", seed=seed)
@@ -81,14 +83,29 @@ def test_bit_identical_on_every_game(game: str, sticky: float) -> None:
 @pytest.mark.slow
 def test_bit_identical_over_many_terminal_frames() -> None:
     """A game over can fall on any of the four frames of a step, each with its own rule for the last observation."""
-    assert sum(compare(game, EnvConfig(), 3000, seed=21)["terminated"] for game in ("Breakout", "RoadRunner", "Asterix", "UpNDown")) > 40
+    assert (
+        sum(
+            compare(game, EnvConfig(), 3000, seed=21)["terminated"]
+            for game in ("Breakout", "RoadRunner", "Asterix", "UpNDown")
+        )
+        > 40
+    )
 
 
 def test_against_envpool_itself() -> None:
     """Not through our wrapper: the oracle is envpool.make with its own names."""
     env = make_env("Assault", EnvConfig(sticky=0.25), num_envs=2, backend="ale", seed=9)
     options = {"img_height": 64, "img_width": 64, "gray_scale": False, "stack_num": 1, "use_fire_reset": False}
-    pool = envpool.make("Assault-v5", env_type="gymnasium", num_envs=2, seed=9, noop_max=30, frame_skip=4, repeat_action_probability=0.25, **options)
+    pool = envpool.make(
+        "Assault-v5",
+        env_type="gymnasium",
+        num_envs=2,
+        seed=9,
+        noop_max=30,
+        frame_skip=4,
+        repeat_action_probability=0.25,
+        **options,
+    )
     np.testing.assert_array_equal(env.reset().obs, pool.reset()[0])
     rng = np.random.default_rng(1)
     for _ in range(150):
@@ -140,7 +157,9 @@ def test_without_noops_an_episode_starts_at_the_emulators_reset(game: str) -> No
     ale.setInt("random_seed", 5)
     ale.loadROM(str(roms.get_rom_path(game)))
     actions = ale.getMinimalActionSet()
-    env = make_env(game.capitalize(), EnvConfig(noop_max=0, sticky=0.25, max_episode_steps=20), num_envs=1, backend="ale", seed=5)
+    env = make_env(
+        game.capitalize(), EnvConfig(noop_max=0, sticky=0.25, max_episode_steps=20), num_envs=1, backend="ale", seed=5
+    )
 
     def seen(frames: list[np.ndarray]) -> np.ndarray:
         return cv2.resize(np.maximum.reduce(frames), (64, 64), interpolation=cv2.INTER_AREA).transpose(2, 0, 1)
@@ -230,7 +249,10 @@ def test_state_goes_on_exactly_in_a_new_process(tmp_path: Path) -> None:
             digest.update(getattr(step, field.name).tobytes())
     command = [sys.executable, "-c", RESUME, game, str(tmp_path / "env.safetensors"), "200"]
     paths = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    assert subprocess.run(command, capture_output=True, text=True, check=True, env=paths).stdout.strip() == digest.hexdigest()
+    assert (
+        subprocess.run(command, capture_output=True, text=True, check=True, env=paths).stdout.strip()
+        == digest.hexdigest()
+    )
 
 
 def check_every_save(game: str, num_steps: int, path: Path, **rules: Any) -> None:
@@ -295,9 +317,18 @@ def test_a_state_that_does_not_fit_is_refused() -> None:
         assert "\n" not in str(caught.value)
 
     refused({}, "must be of 2 environments, got one of 0")
-    refused({name: array for name, array in state.items() if name.startswith("env0.")}, "must be of 2 environments, got one of 1")
-    refused({name: array for name, array in state.items() if name != "env1.game.noops"}, "environment 1 does not fit: it must hold")
-    refused(state | {"env0.obs": state["env0.obs"].astype(np.int32)}, r"'obs' must be uint8 of shape \(3, 64, 64\), got int32")
+    refused(
+        {name: array for name, array in state.items() if name.startswith("env0.")},
+        "must be of 2 environments, got one of 1",
+    )
+    refused(
+        {name: array for name, array in state.items() if name != "env1.game.noops"},
+        "environment 1 does not fit: it must hold",
+    )
+    refused(
+        state | {"env0.obs": state["env0.obs"].astype(np.int32)},
+        r"'obs' must be uint8 of shape \(3, 64, 64\), got int32",
+    )
     refused(state | {"env0.counters": np.zeros(3, np.int64)}, r"'counters' must be int64 of shape \(4,\)")
     refused(state | {"env0.game.noops": np.zeros(624, np.int64)}, r"'noops' must be int64 of shape \(625,\)")
     damaged = state["env0.game.emulator"].copy()
@@ -305,7 +336,10 @@ def test_a_state_that_does_not_fit_is_refused() -> None:
     refused(state | {"env0.game.emulator": damaged}, "checksum differs")
     refused(state | {"env0.game.emulator": damaged[:50]}, "checksum differs")
     for name in ("actions", "ram", "noops"):
-        refused(state | {f"env1.game.{name}": np.ones_like(state[f"env1.game.{name}"])}, "environment 1 does not fit: .* checksum differs")
+        refused(
+            state | {f"env1.game.{name}": np.ones_like(state[f"env1.game.{name}"])},
+            "environment 1 does not fit: .* checksum differs",
+        )
     other = make_env("Breakout", CONFIG, num_envs=2, backend="ale", seed=6)
     other.reset()
     refused(other.state() or {}, "must come from ale-py .*, Pong, got ale-py .*, Breakout")
@@ -362,4 +396,9 @@ def test_game_over_on_the_step_of_the_time_limit_is_both(backend: str) -> None:
 
 
 def test_rom_names() -> None:
-    assert [rom_name(game) for game in ("Pong", "UpNDown", "MsPacman", "KungFuMaster")] == ["pong", "up_n_down", "ms_pacman", "kung_fu_master"]
+    assert [rom_name(game) for game in ("Pong", "UpNDown", "MsPacman", "KungFuMaster")] == [
+        "pong",
+        "up_n_down",
+        "ms_pacman",
+        "kung_fu_master",
+    ]

@@ -105,7 +105,10 @@ def test_state_round_trip(at: int) -> None:
     for _ in range(at):
         env.step(int(rng.integers(3)))
     state = env.get_state()
-    assert {(array.dtype.name, type(array)) for array in state.values()} == {("uint8", np.ndarray), ("int64", np.ndarray)}
+    assert {(array.dtype.name, type(array)) for array in state.values()} == {
+        ("uint8", np.ndarray),
+        ("int64", np.ndarray),
+    }
     other = Catch(drift=True)
     other.set_state(state)
     over = False

@@ -12,8 +12,23 @@ def test_options_reach_envpool() -> None:
     config = EnvConfig(frame_skip=3, sticky=0.25, noop_max=7, max_episode_steps=99)
     env = EnvpoolVectorEnv("Freeway", config, num_envs=3, seed=17)
     got = env._pool.spec.config._asdict()
-    want = {"num_envs": 3, "batch_size": 3, "seed": 17, "frame_skip": 3, "noop_max": 7, "max_episode_steps": 99, "repeat_action_probability": 0.25}
-    want |= {"stack_num": 1, "img_height": 64, "img_width": 64, "gray_scale": False, "episodic_life": False, "use_fire_reset": False}
+    want = {
+        "num_envs": 3,
+        "batch_size": 3,
+        "seed": 17,
+        "frame_skip": 3,
+        "noop_max": 7,
+        "max_episode_steps": 99,
+        "repeat_action_probability": 0.25,
+    }
+    want |= {
+        "stack_num": 1,
+        "img_height": 64,
+        "img_width": 64,
+        "gray_scale": False,
+        "episodic_life": False,
+        "use_fire_reset": False,
+    }
     want |= {"full_action_space": False, "reward_clip": False, "use_inter_area_resize": True, "task": "freeway"}
     assert {name: got[name] for name in want} == want
     assert env.num_actions == 3

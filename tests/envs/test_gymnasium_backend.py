@@ -35,7 +35,9 @@ class Counter(gymnasium.Env):
 
 def made(num_envs: int = 2, **config: object) -> tuple[GymnasiumVectorEnv, list[Counter]]:
     copies: list[Counter] = []
-    env = GymnasiumVectorEnv(lambda: copies.append(Counter()) or copies[-1], EnvConfig(**config), num_envs=num_envs, seed=20)
+    env = GymnasiumVectorEnv(
+        lambda: copies.append(Counter()) or copies[-1], EnvConfig(**config), num_envs=num_envs, seed=20
+    )
     return env, copies
 
 
@@ -44,7 +46,10 @@ def test_frames_rewards_lives_and_ends() -> None:
     first = env.reset()
     assert first.obs[:, :, 0, 0].tolist() == [[0, 20, 255], [0, 21, 255]]
     steps = [env.step(np.array([1, 4])) for _ in range(10)]
-    assert steps[3].obs[:, :, 63, 63].tolist() == [[4, 20, 1], [4, 21, 4]]  # channels first; the game's array is not kept
+    assert steps[3].obs[:, :, 63, 63].tolist() == [
+        [4, 20, 1],
+        [4, 21, 4],
+    ]  # channels first; the game's array is not kept
     assert steps[3].reward.tolist() == [0.5, 2.0]
     assert [bool(step.life_lost[0]) for step in steps] == [t in (3, 6, 9) for t in range(1, 11)]
     assert [bool(step.terminated[1]) for step in steps] == [t == 9 for t in range(1, 11)]

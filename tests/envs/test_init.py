@@ -11,8 +11,8 @@ import pytest
 
 from stormfast.config import EnvConfig
 from stormfast.envs import make_env, resolve_backend
+from stormfast.envs.games import SCORES
 from stormfast.errors import UserError
-from stormfast.games import SCORES
 
 SAME_SEED = EnvConfig(same_seed_resets=True)
 NO_NOOPS = EnvConfig(noop_max=0)
@@ -61,11 +61,16 @@ def test_auto_does_without_ale(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("backend", "package"), [("envpool", "envpool"), ("ale", "ale_py"), ("ale", "cv2")])
 def test_asked_for_but_missing(monkeypatch: pytest.MonkeyPatch, backend: str, package: str) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(UserError, match=rf"--env-backend {backend} must be importable, but {package} does not import here .*pip install"):
+    with pytest.raises(
+        UserError,
+        match=rf"--env-backend {backend} must be importable, but {package} does not import here .*pip install",
+    ):
         make_env("Pong", EnvConfig(), num_envs=2, backend=backend, seed=0)
 
 
-@pytest.mark.parametrize(("config", "reason"), [(SAME_SEED, "cannot re-seed"), (NO_NOOPS, "cannot start an episode without a no-op frame")])
+@pytest.mark.parametrize(
+    ("config", "reason"), [(SAME_SEED, "cannot re-seed"), (NO_NOOPS, "cannot start an episode without a no-op frame")]
+)
 def test_what_envpool_cannot_do(config: EnvConfig, reason: str) -> None:
     with pytest.raises(UserError, match=f"env_backend must be ale or auto, because envpool {reason}.*; got envpool"):
         make_env("Pong", config, num_envs=2, backend="envpool", seed=0)
@@ -73,7 +78,9 @@ def test_what_envpool_cannot_do(config: EnvConfig, reason: str) -> None:
 
 
 def test_unknown_game_and_backend() -> None:
-    with pytest.raises(UserError, match=r"Unknown game 'CartPole-v1'"):  # registered with gymnasium, but not a game of ours
+    with pytest.raises(
+        UserError, match=r"Unknown game 'CartPole-v1'"
+    ):  # registered with gymnasium, but not a game of ours
         make_env("CartPole-v1", EnvConfig(), num_envs=1, backend="auto", seed=0)
     with pytest.raises(UserError, match=r"Unknown game 'Pongg'\. Did you mean 'Pong'"):
         make_env("Pongg", EnvConfig(), num_envs=1, backend="auto", seed=0)
@@ -106,7 +113,11 @@ BAD_ENV = [
 def test_no_environment_is_made_of_bad_options(rules: dict[str, Any], others: dict[str, Any], expected: str) -> None:
     """make_env, not only the command line: the emulators' C++ would overflow, hang or crash."""
     with pytest.raises(UserError) as caught:
-        make_env("Pong", dataclasses.replace(EnvConfig(), **rules), **({"num_envs": 2, "backend": "envpool", "seed": 0} | others))
+        make_env(
+            "Pong",
+            dataclasses.replace(EnvConfig(), **rules),
+            **({"num_envs": 2, "backend": "envpool", "seed": 0} | others),
+        )
     assert str(caught.value).startswith(expected)
     assert "\n" not in str(caught.value)
 
@@ -114,7 +125,10 @@ def test_no_environment_is_made_of_bad_options(rules: dict[str, Any], others: di
 def test_importing_is_cheap() -> None:
     code = "import sys, stormfast.envs; print([m for m in ('torch', 'envpool', 'ale_py', 'cv2', 'gymnasium', 'numpy') if m in sys.modules])"
     env = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env).stdout == "[]\n"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env).stdout
+        == "[]\n"
+    )
 
 
 @pytest.mark.parametrize("game", SCORES)

@@ -76,15 +76,24 @@ def compiled(folder: Path) -> dict[str, Any]:
 
 
 def all_kernels() -> set[str]:
-    modules = [import_module(f"stormfast_kernels.{module.name}") for module in pkgutil.iter_modules(stormfast_kernels.__path__)]
-    return {name for module in modules for name in vars(module) if name.endswith("_kernel") and hasattr(getattr(module, name), "fn")}
+    modules = [
+        import_module(f"stormfast_kernels.{module.name}") for module in pkgutil.iter_modules(stormfast_kernels.__path__)
+    ]
+    return {
+        name
+        for module in modules
+        for name in vars(module)
+        if name.endswith("_kernel") and hasattr(getattr(module, name), "fn")
+    }
 
 
 def test_every_kernel_is_compiled_for_every_target(compiled):
     pairs = {(row["kernel"], row["target"]) for row in compiled["rows"]}
     assert len(all_kernels()) >= 3
     assert pairs == {(kernel, target) for kernel in all_kernels() for target in TARGETS}
-    assert {(row["dtype"], row["preset"]) for row in compiled["rows"]} == {(d, p) for d in ("bf16", "fp32") for p in ("storm", "fast")}
+    assert {(row["dtype"], row["preset"]) for row in compiled["rows"]} == {
+        (d, p) for d in ("bf16", "fp32") for p in ("storm", "fast")
+    }
 
 
 def test_nothing_spills_and_loads_are_wide(compiled):
@@ -113,7 +122,9 @@ def test_bytes_moved_are_those_of_the_tensors(compiled):
     assert moved["storm/rollout-sample/bf16"] == 2 * numbers * 2 + rows * (4 + 8)  # logits, sample, uniform, index
     assert moved["storm/rollout-sample/fp32"] == 2 * numbers * 4 + rows * (4 + 8)
     assert moved["storm/prior-log-probs/bf16"] == 16 * 63 * 32 * 32 * (2 + 4)
-    assert moved["storm/attention-step/bf16"] == 1024 * 8 * 64 * 2 * (2 * 24 + 4) + 1024 * 8 + 8  # caches, four tokens, first, length
+    assert (
+        moved["storm/attention-step/bf16"] == 1024 * 8 * 64 * 2 * (2 * 24 + 4) + 1024 * 8 + 8
+    )  # caches, four tokens, first, length
 
 
 def test_every_case_is_written_down_for_every_target(compiled):

@@ -59,7 +59,9 @@ def full_attention(query, key, value, first=None):
     for b in range(query.shape[0]):
         for t in range(query.shape[2]):
             start = 0 if first is None else min(int(first[b]), t)
-            weights = torch.softmax(torch.einsum("hd,hsd->hs", query[b, :, t], key[b, :, start : t + 1]) / query.shape[-1] ** 0.5, -1)
+            weights = torch.softmax(
+                torch.einsum("hd,hsd->hs", query[b, :, t], key[b, :, start : t + 1]) / query.shape[-1] ** 0.5, -1
+            )
             out[b, :, t] = torch.einsum("hs,hsd->hd", weights, value[b, :, start : t + 1])
     return out
 
@@ -70,7 +72,9 @@ def run_steps(query, key, value, cache_length, first=None, device="cpu"):
     key_cache = torch.zeros(batch, heads, cache_length, head_dim, dtype=query.dtype, device=device)
     value_cache, length, out = torch.zeros_like(key_cache), torch.zeros((), dtype=torch.int64, device=device), []
     for t in range(steps):
-        out.append(cached_attention_step(query[:, :, t], key[:, :, t], value[:, :, t], key_cache, value_cache, length, first))
+        out.append(
+            cached_attention_step(query[:, :, t], key[:, :, t], value[:, :, t], key_cache, value_cache, length, first)
+        )
         assert length.item() == t  # the caller's to advance
         length += 1
     return torch.stack(out, 2), key_cache, value_cache
@@ -82,7 +86,9 @@ def tokens(batch, heads, steps, head_dim, dtype, seed=0):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize(("batch", "heads", "head_dim", "cache_length"), [(3, 2, 16, 24), (5, 3, 20, 31), (1, 1, 1, 24)])
+@pytest.mark.parametrize(
+    ("batch", "heads", "head_dim", "cache_length"), [(3, 2, 16, 24), (5, 3, 20, 31), (1, 1, 1, 24)]
+)
 def test_24_steps_equal_full_attention(dtype, masked, batch, heads, head_dim, cache_length):
     query, key, value = tokens(batch, heads, 24, head_dim, dtype, seed=batch)
     first = torch.tensor([0, 7, 23, 1, 12])[:batch] if masked else None
@@ -90,7 +96,9 @@ def test_24_steps_equal_full_attention(dtype, masked, batch, heads, head_dim, ca
     expected = full_attention(query, key, value, first)
     error = (got.double() - expected).norm() / expected.norm()
     assert got.dtype == dtype
-    assert error < {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: 4e-3}[dtype]  # bf16: rounding of the output alone is 2e-3
+    assert (
+        error < {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: 4e-3}[dtype]
+    )  # bf16: rounding of the output alone is 2e-3
     assert torch.equal(key_cache[:, :, :24], key)
     assert torch.equal(value_cache[:, :, :24], value)
     assert not key_cache[:, :, 24:].any()
@@ -113,7 +121,9 @@ def test_what_lies_past_length_does_not_count():
     for filler in (0.0, 1e4):
         caches = torch.full((2, 2, 3, 6, 8), filler)
         caches[:, :, :, :2] = 0.5
-        out.append(cached_attention_step(query[:, :, 0], key[:, :, 0], value[:, :, 0], caches[0], caches[1], torch.tensor(2)))
+        out.append(
+            cached_attention_step(query[:, :, 0], key[:, :, 0], value[:, :, 0], caches[0], caches[1], torch.tensor(2))
+        )
     assert torch.equal(out[0], out[1])
 
 
@@ -125,7 +135,9 @@ def test_scores_that_overflow_a_plain_softmax_stay_finite():
 
 class NoSync(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        assert func.overloadpacket not in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero), f"{func} waits for the device"
+        assert func.overloadpacket not in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero), (
+            f"{func} waits for the device"
+        )
         return func(*args, **(kwargs or {}))
 
 
@@ -182,7 +194,10 @@ def one_step(batch, heads, head_dim, cache_length, dtype, length, first=None, be
 
 def expected_step(query, key, value, key_cache, value_cache, length, first):
     """The output of a step in float64, of arguments as they were before it."""
-    keys, values = (torch.cat([cache[:, :, : int(length)], new[:, :, None]], 2).cpu() for cache, new in ((key_cache, key), (value_cache, value)))
+    keys, values = (
+        torch.cat([cache[:, :, : int(length)], new[:, :, None]], 2).cpu()
+        for cache, new in ((key_cache, key), (value_cache, value))
+    )
     queries = query[:, :, None].cpu().expand(keys.shape)
     return full_attention(queries, keys, values, None if first is None else first.cpu())[:, :, -1]
 
@@ -273,7 +288,8 @@ def test_a_full_cache_is_refused_by_the_reference(length, monkeypatch):
 
 @pytest.mark.parametrize("choice", ["reference", "triton"])
 @pytest.mark.parametrize(
-    ("filled", "message"), [(5, r"cache is full: filled is 5.*\(2, 3, 5, 16\)"), (99, "full"), (-1, r"negative.*\(2, 3, 5, 16\)")]
+    ("filled", "message"),
+    [(5, r"cache is full: filled is 5.*\(2, 3, 5, 16\)"), (99, "full"), (-1, r"negative.*\(2, 3, 5, 16\)")],
 )
 def test_a_cache_that_the_host_knows_to_be_full_is_refused(filled, message, choice, monkeypatch):
     monkeypatch.setenv(dispatch.VARIABLE, choice)
@@ -286,13 +302,17 @@ def test_a_cache_that_the_host_knows_to_be_full_is_refused(filled, message, choi
 def test_a_count_on_the_host_changes_nothing(path):
     arguments = one_step(2, 3, 16, 5, torch.float32, 4)
     expected = expected_step(*arguments)
-    torch.testing.assert_close(cached_attention_step(*arguments, filled=4).cpu().double(), expected, **TOLERANCE[torch.float32])
+    torch.testing.assert_close(
+        cached_attention_step(*arguments, filled=4).cpu().double(), expected, **TOLERANCE[torch.float32]
+    )
 
 
 # --- layouts -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layout", ["packed", "transposed", "unlike query", "unlike key", "unlike value", "strided", "expanded"])
+@pytest.mark.parametrize(
+    "layout", ["packed", "transposed", "unlike query", "unlike key", "unlike value", "strided", "expanded"]
+)
 def test_tokens_of_any_layout(layout, path):
     arguments = one_step(3, 2, 16, 4, torch.float32, 2)
     token = torch.stack(arguments[:3])  # [3, B, H, D]
@@ -334,7 +354,9 @@ def test_caches_of_any_layout(order, cache_length, path):
         arguments[i] = arguments[i].permute(order).contiguous().permute(*(order.index(d) for d in range(4)))
         assert not arguments[i].is_contiguous()
     if arguments[0].dtype == torch.bfloat16 and dispatch.requested() == "reference":
-        arguments = [x.float() if x is not None and x.is_floating_point() else x for x in arguments]  # it rounds in between
+        arguments = [
+            x.float() if x is not None and x.is_floating_point() else x for x in arguments
+        ]  # it rounds in between
     step_and_check_in_place(arguments)
 
 
@@ -360,7 +382,8 @@ def test_a_window_of_a_longer_cache_is_all_that_is_written(path):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "head_dim", "alike"), [(torch.float64, 16, True), (torch.float32, 20, True), (torch.float32, 256, True), (torch.float32, 16, False)]
+    ("dtype", "head_dim", "alike"),
+    [(torch.float64, 16, True), (torch.float32, 20, True), (torch.float32, 256, True), (torch.float32, 16, False)],
 )
 def test_what_the_kernel_does_not_take_goes_to_the_reference(dtype, head_dim, alike, triton_path, monkeypatch):
     arguments, before = one_step(2, 2, head_dim, 5, dtype, 3), launches()
@@ -460,7 +483,11 @@ def test_compiles_without_a_graph_break(backend, path):
 
     results, compiled = [], torch.compile(two_layers, backend=backend, fullgraph=True)
     for run in (two_layers, compiled):
-        caches, length, first = torch.zeros(2, 2, 2, 1, 6, 16, device=DEVICE), torch.tensor(0).to(DEVICE), torch.tensor([0, 1]).to(DEVICE)
+        caches, length, first = (
+            torch.zeros(2, 2, 2, 1, 6, 16, device=DEVICE),
+            torch.tensor(0).to(DEVICE),
+            torch.tensor([0, 1]).to(DEVICE),
+        )
         x = torch.randn(3, 2, 1, 16, generator=torch.Generator().manual_seed(0)).to(DEVICE)
         with torch.no_grad():
             out = [run(x + step, caches, length, first) for step in range(3)]
@@ -529,7 +556,9 @@ print("compiled")
 def test_unusual_layouts_compile_for_a_gpu():
     pytest.importorskip("triton")
     kernels = Path(attention.__file__).parents[1]
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | {"PYTHONPATH": str(kernels)}
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | {
+        "PYTHONPATH": str(kernels)
+    }
     done = subprocess.run([sys.executable, "-c", COMPILED_AHEAD], env=environment, capture_output=True, text=True)
     assert done.stdout == "compiled\n", done.stderr
 
@@ -537,7 +566,9 @@ def test_unusual_layouts_compile_for_a_gpu():
 @pytest.mark.gpu
 def test_offsets_past_two_billion_elements(monkeypatch):
     monkeypatch.setenv(dispatch.VARIABLE, "triton")
-    caches = torch.zeros(3, 1, 2, 2**30 // 16, 16, dtype=torch.bfloat16, device="cuda").permute(2, 0, 1, 3, 4)  # K or V, B, H, L, D
+    caches = torch.zeros(3, 1, 2, 2**30 // 16, 16, dtype=torch.bfloat16, device="cuda").permute(
+        2, 0, 1, 3, 4
+    )  # K or V, B, H, L, D
     token = torch.randn(3, 3, 1, 16, dtype=torch.bfloat16, device="cuda")
     arguments = [*token, *caches[..., -9:, :], torch.tensor(4, device="cuda"), None]
     assert caches.stride(1) == 2**31

@@ -11,7 +11,15 @@ import pytest
 import torch
 from torch.library import opcheck
 
-from stormfast_kernels import CounterRng, categorical, dispatch, launch, sample_categorical, sample_categorical_with_log_probs, unimix_log_probs
+from stormfast_kernels import (
+    CounterRng,
+    categorical,
+    dispatch,
+    launch,
+    sample_categorical,
+    sample_categorical_with_log_probs,
+    unimix_log_probs,
+)
 
 BELOW_ONE = float(np.nextafter(np.float32(1), np.float32(0)))
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -31,7 +39,9 @@ def path(request, monkeypatch):
     monkeypatch.setenv(dispatch.VARIABLE, request.param)
     before = launch.launched.total()
     yield request.param
-    assert (launch.launched.total() > before) == (request.param == "triton"), f"{request.param} was asked for, but did not run"
+    assert (launch.launched.total() > before) == (request.param == "triton"), (
+        f"{request.param} was asked for, but did not run"
+    )
 
 
 @pytest.fixture
@@ -46,7 +56,10 @@ def oracle_probs(logits: torch.Tensor, unimix: float) -> torch.Tensor:
 
 
 def oracle_index(probs: np.ndarray, uniform: np.ndarray) -> np.ndarray:
-    rows = [np.searchsorted(np.cumsum(p), u, side="right") for p, u in zip(probs.reshape(-1, probs.shape[-1]), uniform.ravel(), strict=True)]
+    rows = [
+        np.searchsorted(np.cumsum(p), u, side="right")
+        for p, u in zip(probs.reshape(-1, probs.shape[-1]), uniform.ravel(), strict=True)
+    ]
     return np.minimum(rows, probs.shape[-1] - 1).reshape(uniform.shape)
 
 
@@ -156,8 +169,14 @@ def test_float64_gradients_are_exact_to_rounding():
         expected = oracle_gradients(logits, unimix, on_sample, on_log_probs)
         for name, gradient in got.items():
             torch.testing.assert_close(gradient, expected[name], rtol=1e-12, atol=1e-14)
-            by_hand = {"sample": (on_sample, None), "log_probs": (None, on_log_probs), "both": (on_sample, on_log_probs)}[name]
-            torch.testing.assert_close(categorical.gradient_reference(logits, *by_hand, unimix), expected[name], rtol=1e-12, atol=1e-14)
+            by_hand = {
+                "sample": (on_sample, None),
+                "log_probs": (None, on_log_probs),
+                "both": (on_sample, on_log_probs),
+            }[name]
+            torch.testing.assert_close(
+                categorical.gradient_reference(logits, *by_hand, unimix), expected[name], rtol=1e-12, atol=1e-14
+            )
 
 
 def test_a_gradient_that_is_not_contiguous_counts(path):
@@ -183,13 +202,21 @@ def test_gradients_for_logits_that_are_not_contiguous(kind, path):
     uniform = torch.rand(3, 5, 4, generator=rng)
     logits = view_of(kind, plain)
     assert not logits.is_contiguous() and torch.equal(logits, plain)
-    got, expected = gradients(logits, uniform, 0.01, on_sample, on_log_probs), oracle_gradients(plain, 0.01, on_sample, on_log_probs)
+    got, expected = (
+        gradients(logits, uniform, 0.01, on_sample, on_log_probs),
+        oracle_gradients(plain, 0.01, on_sample, on_log_probs),
+    )
     given = logits.detach().requires_grad_()
     log_probs = unimix_log_probs(given, 0.01)
     torch.testing.assert_close(log_probs, unimix_log_probs(plain, 0.01))
-    got["alone"], expected["alone"] = torch.autograd.grad((log_probs * on_log_probs).sum(), given)[0], expected["log_probs"]
+    got["alone"], expected["alone"] = (
+        torch.autograd.grad((log_probs * on_log_probs).sum(), given)[0],
+        expected["log_probs"],
+    )
     for name, gradient in got.items():
-        torch.testing.assert_close(gradient.double(), expected[name], rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            gradient.double(), expected[name], rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def test_unused_outputs_get_no_gradient(path):
@@ -255,7 +282,10 @@ def test_non_contiguous_input_gives_the_same_sample(path):
     rng = torch.Generator().manual_seed(3)
     logits, uniform = torch.randn(7, 5, 6, generator=rng).transpose(0, 1), torch.rand(7, 5, generator=rng).T
     assert not logits.is_contiguous()
-    got, expected = sample_categorical(logits, uniform, 0.1), sample_categorical(logits.contiguous(), uniform.contiguous(), 0.1)
+    got, expected = (
+        sample_categorical(logits, uniform, 0.1),
+        sample_categorical(logits.contiguous(), uniform.contiguous(), 0.1),
+    )
     assert torch.equal(got[0], expected[0])
     assert torch.equal(got[1], expected[1])
 
@@ -398,7 +428,10 @@ def test_the_ops_are_registered_as_torch_wants_them(with_log_probs, triton_path)
     opcheck(categorical.sample_categorical_op, (logits, None, torch.tensor([1, 2]), 3, 0.01, with_log_probs))
     opcheck(categorical.sample_categorical_op, (logits, None, None, 0, 0.0, with_log_probs))
     opcheck(categorical.unimix_log_probs_op, (logits, 0.01))
-    opcheck(categorical.unimix_gradient_op, (logits.detach(), logits.detach().cos(), logits.detach().sin() if with_log_probs else None, 0.01))
+    opcheck(
+        categorical.unimix_gradient_op,
+        (logits.detach(), logits.detach().cos(), logits.detach().sin() if with_log_probs else None, 0.01),
+    )
 
 
 def test_the_ops_run_the_reference_on_a_cpu_without_the_interpreter(monkeypatch):
@@ -408,13 +441,19 @@ def test_the_ops_run_the_reference_on_a_cpu_without_the_interpreter(monkeypatch)
     before = launch.launched.total()
     for offset, draw in ((0, uniform), (4, CounterRng(torch.tensor([1, 2]), 4)), (0, None)):
         counter = draw.state if isinstance(draw, CounterRng) else None
-        got = categorical.sample_categorical_op(logits, None if counter is not None else draw, counter, offset, 0.01, True)
+        got = categorical.sample_categorical_op(
+            logits, None if counter is not None else draw, counter, offset, 0.01, True
+        )
         expected = categorical.sample_categorical_reference(logits, draw, 0.01, True)
         assert torch.equal(got[2], expected[2])
         for a, b in zip(got[:2], expected[:2], strict=True):
             torch.testing.assert_close(a, b)
-            torch.testing.assert_close(*(torch.autograd.grad((x * logits.detach()).sum(), logits, retain_graph=True)[0] for x in (a, b)))
-    torch.testing.assert_close(categorical.unimix_log_probs_op(logits, 0.01), categorical.unimix_log_probs_reference(logits, 0.01))
+            torch.testing.assert_close(
+                *(torch.autograd.grad((x * logits.detach()).sum(), logits, retain_graph=True)[0] for x in (a, b))
+            )
+    torch.testing.assert_close(
+        categorical.unimix_log_probs_op(logits, 0.01), categorical.unimix_log_probs_reference(logits, 0.01)
+    )
     assert launch.launched.total() == before
 
 

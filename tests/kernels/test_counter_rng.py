@@ -12,7 +12,11 @@ from stormfast_kernels.counter_rng import LOW_32, philox
     [  # the known answers that the Random123 library tests philox4x32-10 with
         ([0, 0, 0, 0], [0, 0], [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
         ([LOW_32] * 4, [LOW_32] * 2, [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),
-        ([0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344], [0xA4093822, 0x299F31D0], [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1]),
+        (
+            [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344],
+            [0xA4093822, 0x299F31D0],
+            [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1],
+        ),
     ],
 )
 def test_known_answers(counter, key, words):
@@ -35,7 +39,11 @@ def test_offsets_counters_and_seeds_beyond_32_bits_count():
     x = start.uniform(1_000)
     assert torch.equal(start.at(400).uniform(600), x[400:])
     assert torch.equal(start.at(100).at(300).uniform(600), x[400:])
-    for other in (CounterRng(torch.tensor([5, 2**33])), CounterRng(torch.tensor([5 + 2**32, 0])), CounterRng(torch.tensor([-5, 0]))):
+    for other in (
+        CounterRng(torch.tensor([5, 2**33])),
+        CounterRng(torch.tensor([5 + 2**32, 0])),
+        CounterRng(torch.tensor([-5, 0])),
+    ):
         assert (other.uniform(1_000) == x).float().mean() < 0.01
 
 

@@ -50,7 +50,10 @@ def test_auto_takes_triton_on_a_gpu_after_one_trial(monkeypatch, h200):
     monkeypatch.setattr(launch, "triton", type("triton", (), {"__version__": "3.7.1"}))
     assert [backend(CUDA), backend(CUDA)] == ["triton", "triton"]
     assert h200 == [CUDA]
-    assert report(CUDA) == "kernels: triton on cuda:0 (STORMFAST_KERNELS=auto; version 3.7.1, compared with the reference at start)"
+    assert (
+        report(CUDA)
+        == "kernels: triton on cuda:0 (STORMFAST_KERNELS=auto; version 3.7.1, compared with the reference at start)"
+    )
     monkeypatch.setenv(dispatch.VARIABLE, "reference")
     assert backend(CUDA) == "reference"
     assert report(CUDA) == "kernels: reference on cuda:0 (STORMFAST_KERNELS=reference; asked for)"
@@ -63,8 +66,14 @@ def failing_trial(device):
 @pytest.mark.parametrize(
     ("broken", "reason"),
     [
-        (lambda patch: patch.setattr(launch, "IMPORT_TROUBLE", "import triton fails: no such file"), "import triton fails: no such file"),
-        (lambda patch: patch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5)), "capability 8.0 or newer, and this GPU has 7.5"),
+        (
+            lambda patch: patch.setattr(launch, "IMPORT_TROUBLE", "import triton fails: no such file"),
+            "import triton fails: no such file",
+        ),
+        (
+            lambda patch: patch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5)),
+            "capability 8.0 or newer, and this GPU has 7.5",
+        ),
         (lambda patch: patch.setattr(dispatch, "_trials", [failing_trial]), "RuntimeError: ptxas was not found"),
     ],
 )
@@ -85,7 +94,10 @@ def test_triton_on_a_cpu_needs_the_interpreter(monkeypatch):
     monkeypatch.setattr(launch, "INTERPRETED", False)
     monkeypatch.setattr(launch, "IMPORT_TROUBLE", None)
     monkeypatch.setenv(dispatch.VARIABLE, "triton")
-    with pytest.raises(ValueError, match=r"do not run on cpu: Triton compiles for CUDA devices .*; set STORMFAST_KERNELS=auto or reference"):
+    with pytest.raises(
+        ValueError,
+        match=r"do not run on cpu: Triton compiles for CUDA devices .*; set STORMFAST_KERNELS=auto or reference",
+    ):
         sample_categorical(torch.zeros(1, 2), None, 0.0)
     monkeypatch.setattr(launch, "INTERPRETED", True)
     monkeypatch.setattr(dispatch, "_trouble", {})
@@ -148,7 +160,9 @@ def test_a_trial_notices_a_kernel_that_computes_something_else(monkeypatch):
     if not launch.INTERPRETED:
         pytest.skip("the kernels are compiled for CUDA here")
     right = categorical.forward_launch
-    monkeypatch.setattr(categorical, "forward_launch", lambda logits, draw, unimix, *outputs: right(logits, draw, 0.5, *outputs))
+    monkeypatch.setattr(
+        categorical, "forward_launch", lambda logits, draw, unimix, *outputs: right(logits, draw, 0.5, *outputs)
+    )
     with pytest.raises(AssertionError):
         categorical._trial(torch.device("cpu"))
 
@@ -156,8 +170,14 @@ def test_a_trial_notices_a_kernel_that_computes_something_else(monkeypatch):
 def test_public_functions_run_what_is_registered(monkeypatch):
     calls = []
     monkeypatch.setenv(dispatch.VARIABLE, "auto")
-    monkeypatch.setitem(dispatch._implementations, ("sample_categorical", "reference"), lambda *args: calls.append(args) or ("sample", None, "index"))
-    monkeypatch.setitem(dispatch._implementations, ("cached_attention_step", "reference"), lambda *args: calls.append(args) or "out")
+    monkeypatch.setitem(
+        dispatch._implementations,
+        ("sample_categorical", "reference"),
+        lambda *args: calls.append(args) or ("sample", None, "index"),
+    )
+    monkeypatch.setitem(
+        dispatch._implementations, ("cached_attention_step", "reference"), lambda *args: calls.append(args) or "out"
+    )
     logits, token, cache = torch.zeros(1, 2), torch.zeros(1, 1, 16), torch.zeros(1, 1, 2, 16)
     assert sample_categorical(logits, None, 0.5) == ("sample", "index")
     assert cached_attention_step(token, token, token, cache, cache.clone(), torch.tensor(0)) == "out"

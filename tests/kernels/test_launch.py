@@ -79,7 +79,14 @@ def test_arguments_go_by_the_kernels_order():
     shuffled = {"ROWS": 4, "COLUMNS": 8, "factor": 0.5, "y": x.float(), "x": x, "rows": 1}
     types, constants, aligned = Launch(kernel, (1,), shuffled, 4).signature()
     assert list(types) == ["x", "y", "rows", "factor", "COLUMNS", "ROWS"]
-    assert types == {"x": "*bf16", "y": "*fp32", "rows": "constexpr", "factor": "fp32", "COLUMNS": "constexpr", "ROWS": "constexpr"}
+    assert types == {
+        "x": "*bf16",
+        "y": "*fp32",
+        "rows": "constexpr",
+        "factor": "fp32",
+        "COLUMNS": "constexpr",
+        "ROWS": "constexpr",
+    }
     assert constants == {"rows": 1, "COLUMNS": 8, "ROWS": 4} and aligned == ["x", "y"]
 
 

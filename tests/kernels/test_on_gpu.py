@@ -42,8 +42,12 @@ def uniform(*shape: int, seed: int = 1) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(1024 * 16, 32, 32), (16, 64, 32, 32), (77, 64, 64), (1000, 3, 17), (5, 1, 1000), (0, 4, 8)])
-def test_sampling_equals_the_reference(shape: tuple[int, ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "shape", [(1024 * 16, 32, 32), (16, 64, 32, 32), (77, 64, 64), (1000, 3, 17), (5, 1, 1000), (0, 4, 8)]
+)
+def test_sampling_equals_the_reference(
+    shape: tuple[int, ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     results = []
     for choice in ("triton", "reference"):
         monkeypatch.setenv(dispatch.VARIABLE, choice)
@@ -113,17 +117,31 @@ def test_a_replayed_graph_draws_anew_and_a_seed_repeats_it() -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    ("batch", "heads", "head_dim", "length"), [(1024, 8, 64, 24), (2048, 4, 64, 20), (8192, 1, 16, 8), (3, 16, 128, 256), (1, 1, 32, 1)]
+    ("batch", "heads", "head_dim", "length"),
+    [(1024, 8, 64, 24), (2048, 4, 64, 20), (8192, 1, 16, 8), (3, 16, 128, 256), (1, 1, 32, 1)],
 )
 @pytest.mark.parametrize("masked", [False, True])
 def test_one_captured_attention_step_serves_every_position(
-    batch: int, heads: int, head_dim: int, length: int, masked: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    batch: int,
+    heads: int,
+    head_dim: int,
+    length: int,
+    masked: bool,
+    dtype: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tokens = normal(length, 3, batch, heads, head_dim, dtype=dtype)
-    first = torch.randint(0, length, (batch,), device=CUDA, generator=torch.Generator(CUDA).manual_seed(4)) if masked else None
+    first = (
+        torch.randint(0, length, (batch,), device=CUDA, generator=torch.Generator(CUDA).manual_seed(4))
+        if masked
+        else None
+    )
 
     def caches() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        return (*torch.zeros(2, batch, heads, length, head_dim, dtype=dtype, device=CUDA), torch.zeros((), dtype=torch.int64, device=CUDA))
+        return (
+            *torch.zeros(2, batch, heads, length, head_dim, dtype=dtype, device=CUDA),
+            torch.zeros((), dtype=torch.int64, device=CUDA),
+        )
 
     key_cache, value_cache, position = caches()
     key_cache.fill_(float("nan"))  # the kernel never looks at what was not written
@@ -163,7 +181,12 @@ def test_both_compile_without_a_graph_break() -> None:
         mixed = cached_attention_step(query + sample.sum(), query, query, *caches, position)
         return sample, mixed
 
-    logits, numbers, query, position = normal(64, 8, 32), uniform(64, 8), normal(64, 4, 32), torch.tensor(2, device=CUDA)
+    logits, numbers, query, position = (
+        normal(64, 8, 32),
+        uniform(64, 8),
+        normal(64, 4, 32),
+        torch.tensor(2, device=CUDA),
+    )
     caches = normal(2, 64, 4, 6, 32, seed=6)
     expected_caches = caches.clone()
     with torch.no_grad():

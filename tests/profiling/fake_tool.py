@@ -58,7 +58,12 @@ class FakeTool:
         return path
 
     def __call__(self, *arguments: str, cwd: Path = ROOT, **environment: str) -> Result:
-        variables = {"PYTHON": str(self.python), "RECORD": str(self.record), "SUFFIX": f".{self.tool}-rep", "OUT": str(self.directory / "out put")}
+        variables = {
+            "PYTHON": str(self.python),
+            "RECORD": str(self.record),
+            "SUFFIX": f".{self.tool}-rep",
+            "OUT": str(self.directory / "out put"),
+        }
         paths = f"{self.bin}:/usr/bin:/bin"
         done = subprocess.run(
             [os.path.relpath(ROOT / "profiling" / self.script, cwd), *arguments],

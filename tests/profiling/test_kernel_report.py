@@ -16,7 +16,9 @@ from kernel_resources import Resources
 from stormfast_kernels import launch
 
 SCRIPT = Path(report.__file__)
-GOOD = Resources(registers=40, shared=512, stack=0, spilled=0, instructions=400, wide_loads=2, wide_stores=2, tensor_core=0)
+GOOD = Resources(
+    registers=40, shared=512, stack=0, spilled=0, instructions=400, wide_loads=2, wide_stores=2, tensor_core=0
+)
 
 
 def row(found: Resources, kernel: str = "unimix_sample_kernel", target: int = 86) -> report.Row:
@@ -43,7 +45,10 @@ def test_the_interpreter_is_refused_by_the_script():
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run([sys.executable, SCRIPT], env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "kernel_report: kernels are compiled here, but TRITON_INTERPRET asks for the interpreter; unset TRITON_INTERPRET\n"
+    assert (
+        done.stderr
+        == "kernel_report: kernels are compiled here, but TRITON_INTERPRET asks for the interpreter; unset TRITON_INTERPRET\n"
+    )
 
 
 def test_a_missing_triton_is_named(capsys, monkeypatch):
@@ -86,7 +91,9 @@ def test_a_disassembler_of_something_else_is_named(capsys, monkeypatch):
     monkeypatch.setattr(report, "measure", fail)
     monkeypatch.setattr(launch.Launch, "compile_for", lambda self, target: None)
     monkeypatch.setattr(report, "specialisation", lambda case: case.name)
-    assert "did not work: it returned 1 and said nothing; unset TRITON_CUOBJDUMP_PATH" in refused(capsys, "--presets", "tiny", "--targets", "90")
+    assert "did not work: it returned 1 and said nothing; unset TRITON_CUOBJDUMP_PATH" in refused(
+        capsys, "--presets", "tiny", "--targets", "90"
+    )
 
 
 @pytest.mark.parametrize("folder", ["", "file", "file/below"])
@@ -117,7 +124,11 @@ def test_bad_options_are_refused(capsys, arguments, message):
         (GOOD, "unimix_sample_kernel", []),
         (Resources(40, 512, 8, 0, 400, 2, 2, 0), "unimix_sample_kernel", ["spills: 8 bytes of stack"]),
         (Resources(40, 100 * 1024, 0, 0, 400, 2, 2, 0), "unimix_sample_kernel", ["102400 bytes of shared memory"]),
-        (Resources(40, 512, 0, 0, 400, 0, 0, 0), "unimix_sample_kernel", ["no load of 16 bytes", "no store of 16 bytes"]),
+        (
+            Resources(40, 512, 0, 0, 400, 0, 0, 0),
+            "unimix_sample_kernel",
+            ["no load of 16 bytes", "no store of 16 bytes"],
+        ),
         (Resources(40, 512, 0, 0, 400, 0, 0, 0), "attention_step_kernel", ["no load of 16 bytes"]),
         (Resources(40, 512, 0, 0, 400, 2, 2, 4), "unimix_sample_kernel", ["4 tensor-core instructions"]),
     ],
@@ -154,5 +165,7 @@ def test_a_file_that_cannot_be_written_is_named_before_compiling(capsys, tmp_pat
     assert "must be a file, but /dev/null is a directory or a device" in refused(capsys, "--json", "/dev/null")
     (tmp_path / "file").touch()
     for path in (tmp_path / "missing" / "rows.json", tmp_path / "file" / "rows.json", Path("/proc/rows.json")):
-        assert f"--json must lie in a directory that can be written, got {path}: " in refused(capsys, "--json", str(path))
+        assert f"--json must lie in a directory that can be written, got {path}: " in refused(
+            capsys, "--json", str(path)
+        )
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

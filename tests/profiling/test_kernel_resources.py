@@ -29,14 +29,28 @@ SASS = """
 
 def test_padding_is_not_counted():
     names = parse_sass(SASS)
-    assert names == ["LDC", "LDG.E.128", "UMOV", "LDG.E.EF.64", "STL.64", "STL", "LDL", "HMMA.16816.F32.BF16", "STG.E.128", "BRA", "EXIT"]
+    assert names == [
+        "LDC",
+        "LDG.E.128",
+        "UMOV",
+        "LDG.E.EF.64",
+        "STL.64",
+        "STL",
+        "LDL",
+        "HMMA.16816.F32.BF16",
+        "STG.E.128",
+        "BRA",
+        "EXIT",
+    ]
 
 
 def test_measure_reads_the_disassembler(monkeypatch):
     answer = SimpleNamespace(stdout=SASS, stderr="", returncode=0)
     monkeypatch.setattr(resources.subprocess, "run", lambda *args, **kwargs: answer)
     compiled = SimpleNamespace(asm={"cubin": b""}, metadata=SimpleNamespace(shared=512))
-    expected = Resources(registers=40, shared=512, stack=16, spilled=12, instructions=11, wide_loads=1, wide_stores=1, tensor_core=1)
+    expected = Resources(
+        registers=40, shared=512, stack=16, spilled=12, instructions=11, wide_loads=1, wide_stores=1, tensor_core=1
+    )
     assert measure(compiled, "cuobjdump") == expected
 
 
@@ -49,7 +63,15 @@ def test_an_answer_without_a_kernel_is_refused(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "size"), [("LDG.E", 4), ("LDG.E.U8", 1), ("STG.E.U16", 2), ("LDG.E.64.CONSTANT", 8), ("LDG.E.EF.128", 16), ("LDG.E.ENL2.256", 32)]
+    ("name", "size"),
+    [
+        ("LDG.E", 4),
+        ("LDG.E.U8", 1),
+        ("STG.E.U16", 2),
+        ("LDG.E.64.CONSTANT", 8),
+        ("LDG.E.EF.128", 16),
+        ("LDG.E.ENL2.256", 32),
+    ],
 )
 def test_width(name, size):
     assert width(name) == size

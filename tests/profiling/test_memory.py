@@ -10,19 +10,24 @@ import pytest
 import torch
 
 from stormfast.config import preset_config
-from stormfast.memory import PHASES, estimate
+from stormfast.memory.estimate import PHASES, estimate
 
 
 def test_json_holds_the_count(capsys):
     assert report.main(["--preset", "tiny", "--json", "--check"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["command"] == "profiling/memory.py --preset tiny --json --check" and {"commit", "dirty", "date"} < found.keys()
+    assert (
+        found["command"] == "profiling/memory.py --preset tiny --json --check"
+        and {"commit", "dirty", "date"} < found.keys()
+    )
     (record,) = found["presets"]
     expected = estimate(preset_config("tiny", "standard"), 18, torch.float32, "cpu")
     assert record["bytes"]["total"] == expected.total
     assert record["peaks"].keys() == PHASES.keys()
     kept = expected.kept
-    assert {name: peak["bytes"] for name, peak in record["peaks"].items()} == {name: kept + getattr(expected, name) for name in PHASES}
+    assert {name: peak["bytes"] for name, peak in record["peaks"].items()} == {
+        name: kept + getattr(expected, name) for name in PHASES
+    }
     largest = record["peaks"]["world_model"]["largest"]
     assert [b["bytes"] for b in largest] == sorted((b["bytes"] for b in largest), reverse=True)
     assert all(b["line"].partition(".py:")[2] for b in largest)
@@ -45,7 +50,10 @@ def test_a_preset_over_its_goal_is_one_line_and_status_1(capsys, monkeypatch):
         (["--snapshot", "folder"], "add --measure"),
         (["--preset", "huge"], "invalid choice: 'huge'"),
         (["--by", "colour"], "invalid choice: 'colour'"),
-        (["--preset", "tiny", "--picture", "nowhere/f.png"], "--picture must lie in a directory that can be written, got nowhere/f.png"),
+        (
+            ["--preset", "tiny", "--picture", "nowhere/f.png"],
+            "--picture must lie in a directory that can be written, got nowhere/f.png",
+        ),
         (["--preset", "tiny", "--picture", "f.gif"], "--picture must end in .png, got f.gif"),
     ],
 )
@@ -58,7 +66,9 @@ def test_bad_input_is_one_line_and_status_2(capsys, monkeypatch, arguments, said
 
 
 def test_a_reader_that_leaves_is_no_error():
-    process = subprocess.Popen([sys.executable, report.__file__, "--preset", "tiny"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, report.__file__, "--preset", "tiny"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
     process.stdout.close()
     assert process.communicate(timeout=120)[1] == ""

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from stormfast.config import preset_config
-from stormfast.memory import count
-from stormfast.weightless import Block, Event, Peak
+from stormfast.memory.estimate import count
+from stormfast.memory.meta_tensors import Block, Event, Peak
 
 matplotlib_image = pytest.importorskip("matplotlib.image")
 from memory_picture import BACKWARD, FORWARD, KEPT, REST, timeline  # noqa: E402
@@ -21,7 +21,12 @@ def block(number: int, num_bytes: int, line: str) -> Block:
 
 def made_and_freed() -> Peak:
     """100 bytes before, 30 of them freed; 50 and 7 forward, 20 backward, the 50 freed before the end."""
-    old, a, b, c = block(0, 30, "x.py:1"), block(3, 50, "a.py:1"), block(4, 7, "b.py:2"), block(5, 20, "c.py:3 (MulBackward0)")
+    old, a, b, c = (
+        block(0, 30, "x.py:1"),
+        block(3, 50, "a.py:1"),
+        block(4, 7, "b.py:2"),
+        block(5, 20, "c.py:3 (MulBackward0)"),
+    )
     events = (Event(0, a, True), Event(2, b, True), Event(4, old, False), Event(5, c, True), Event(5, a, False))
     return Peak(157, "aten.empty.default", "b.py:2", (a, b), before=100, events=events)
 

@@ -35,8 +35,22 @@ def snapshot() -> dict[str, Any]:
         event("alloc", 2, 256, OWN),
     ]
     block = {"address": 3, "size": 2_048, "requested_size": 2_000, "state": "active_allocated", "frames": [TORCH]}
-    segment = {"address": 0, "total_size": 10**6, "stream": 0, "segment_type": "large", "allocated_size": 2_048, "active_size": 2_048}
-    segment |= {"device": 0, "segment_pool_id": (0, 0), "is_expandable": False, "requested_size": 2_000, "frames": [], "blocks": [block]}
+    segment = {
+        "address": 0,
+        "total_size": 10**6,
+        "stream": 0,
+        "segment_type": "large",
+        "allocated_size": 2_048,
+        "active_size": 2_048,
+    }
+    segment |= {
+        "device": 0,
+        "segment_pool_id": (0, 0),
+        "is_expandable": False,
+        "requested_size": 2_000,
+        "frames": [],
+        "blocks": [block],
+    }
     return {"segments": [segment], "device_traces": [[], events], "allocator_settings": {}}
 
 
@@ -44,7 +58,10 @@ def test_the_peak_is_found_among_the_events():
     found = memory_snapshot.summary(snapshot(), 1_000, 1)
     assert (found["before"], found["peak"], found["at_event"]) == (1_000, 1_000 - 300 + 512 + 2_048, 5)
     assert (found["made_by_the_phase"], found["blocks"], found["events"], found["complete"]) == (2_560, 2, 8, True)
-    assert found["largest"] == [{"bytes": 2_048, "line": "functional.py:7 linear"}, {"bytes": 512, "line": "agent.py:48 state"}]
+    assert found["largest"] == [
+        {"bytes": 2_048, "line": "functional.py:7 linear"},
+        {"bytes": 512, "line": "agent.py:48 state"},
+    ]
 
 
 def test_a_phase_that_allocates_nothing_has_its_peak_at_the_start():
@@ -59,20 +76,30 @@ def test_a_full_record_is_told(monkeypatch):
 
 def test_pages_hold_the_record(tmp_path):
     memory_snapshot.write(tmp_path / "new", "tiny-acting", snapshot(), 1_000, 1)
-    assert {path.name for path in (tmp_path / "new").iterdir()} == {"tiny-acting-timeline.html", "tiny-acting-segments.html", "tiny-acting.json"}
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {
+        "tiny-acting-timeline.html",
+        "tiny-acting-segments.html",
+        "tiny-acting.json",
+    }
     for name, view in (("timeline", "Active Memory Timeline"), ("segments", "Allocator State History")):
         page = (tmp_path / "new" / f"tiny-acting-{name}.html").read_text()
         assert page.lstrip().startswith("<!DOCTYPE html>") and view in page
         (line,) = (line for line in page.splitlines() if line.startswith("const local_files"))
         (file,) = json.loads(line.partition("=")[2])
         assert b"/code/stormfast/agent.py" in base64.b64decode(file["base64"])
-    assert json.loads((tmp_path / "new" / "tiny-acting.json").read_text()) == memory_snapshot.summary(snapshot(), 1_000, 1)
+    assert json.loads((tmp_path / "new" / "tiny-acting.json").read_text()) == memory_snapshot.summary(
+        snapshot(), 1_000, 1
+    )
 
 
 def test_recording_ends_with_the_phase_and_after_an_error(tmp_path, monkeypatch):
     calls: list[Any] = []
     memory = torch.cuda.memory
-    monkeypatch.setattr(memory, "_record_memory_history", lambda enabled="all", **settings: calls.append((enabled, settings.get("clear_history"))))
+    monkeypatch.setattr(
+        memory,
+        "_record_memory_history",
+        lambda enabled="all", **settings: calls.append((enabled, settings.get("clear_history"))),
+    )
     monkeypatch.setattr(memory, "_snapshot", snapshot)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 1_000)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)

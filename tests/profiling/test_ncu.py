@@ -33,7 +33,16 @@ def test_it_profiles_launches_of_one_kernel(ncu: FakeTool) -> None:
         *("--launch-count", "3"),
         *("--export", report),
     ]
-    assert profile[split + 1 :] == ["profiling/warm_steps.py", "--device", "cuda", "--steps", "1", "--preset", "tiny", "--game=two words"]
+    assert profile[split + 1 :] == [
+        "profiling/warm_steps.py",
+        "--device",
+        "cuda",
+        "--steps",
+        "1",
+        "--preset",
+        "tiny",
+        "--game=two words",
+    ]
     assert shown[:2] == ["--import", f"{report}.ncu-rep"]
 
 
@@ -86,7 +95,9 @@ def test_bad_arguments_are_one_line(ncu: FakeTool, arguments: list[str], message
 
 def test_without_the_tool_is_one_line_before_all_else(ncu: FakeTool) -> None:
     (ncu.bin / "ncu").unlink()
-    assert is_one_line(ncu("other", PYTHON="no-python"), 2, "needs Nsight Compute, but there is no ncu; it comes with the CUDA toolkit")
+    assert is_one_line(
+        ncu("other", PYTHON="no-python"), 2, "needs Nsight Compute, but there is no ncu; it comes with the CUDA toolkit"
+    )
     assert is_one_line(ncu(NCU="/opt/none/ncu"), 2, "there is no /opt/none/ncu")
 
 
@@ -95,7 +106,9 @@ def test_without_python_is_one_line(ncu: FakeTool) -> None:
 
 
 def test_a_tool_that_fails_is_told(ncu: FakeTool, tmp_path: Path) -> None:
-    assert is_one_line(ncu(KERNEL, FAKE="fails"), 1, "ncu ended with status 9, and says why above; ERR_NVGPUCTRPERM means")
+    assert is_one_line(
+        ncu(KERNEL, FAKE="fails"), 1, "ncu ended with status 9, and says why above; ERR_NVGPUCTRPERM means"
+    )
     nothing = ncu(KERNEL, FAKE="writes-nothing", OUT=str(tmp_path / "empty"))
     assert is_one_line(nothing, 1, f"ncu saw no launch of {KERNEL} in the steps after the first 0")
     assert is_one_line(ncu(KERNEL, FAKE="fails-after"), 1, "ncu --import ended with status 9; the report is there: ")

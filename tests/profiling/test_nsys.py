@@ -34,7 +34,11 @@ def test_it_captures_warm_steps_and_prints_the_summaries(nsys: FakeTool) -> None
     steps = ["profiling/warm_steps.py", "--device", "cuda", "--steps", "10", "--preset", "tiny", "--game", "two words"]
     assert profile[split + 1 :] == steps
     reports = [word for flag, word in pairwise(stats) if flag == "--report"]
-    assert reports == ["nvtx_gpu_proj_sum", "nvtx_sum", "cuda_gpu_kern_sum"] and stats[0] == "stats" and stats[-1] == report
+    assert (
+        reports == ["nvtx_gpu_proj_sum", "nvtx_sum", "cuda_gpu_kern_sum"]
+        and stats[0] == "stats"
+        and stats[-1] == report
+    )
 
 
 def test_reports_lie_where_the_caller_says(nsys: FakeTool, tmp_path: Path) -> None:
@@ -47,7 +51,9 @@ def test_reports_lie_where_the_caller_says(nsys: FakeTool, tmp_path: Path) -> No
 
 def test_without_the_tool_is_one_line_before_all_else(nsys: FakeTool) -> None:
     (nsys.bin / "nsys").unlink()
-    assert is_one_line(nsys(PYTHON="no-python"), 2, "needs Nsight Systems, but there is no nsys; it comes with the CUDA toolkit")
+    assert is_one_line(
+        nsys(PYTHON="no-python"), 2, "needs Nsight Systems, but there is no nsys; it comes with the CUDA toolkit"
+    )
     assert is_one_line(nsys(NSYS="/opt/none/nsys"), 2, "there is no /opt/none/nsys")
 
 

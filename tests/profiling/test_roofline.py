@@ -22,7 +22,11 @@ PROFILE = SCRIPT.parents[1] / "bench" / "results" / "amd-epyc-2-cores" / "profil
 def test_a_floor_adds_the_slower_side_of_each_kernel():
     kernels = [Kernel("arithmetic", 4 * 10**9, 10**7), Kernel("memory", 10**9, 3 * 10**7), Kernel("pass", 0, 10**7)]
     found = roofline.floor(kernels, DEVICE, "bfloat16")
-    assert found == {"ms": pytest.approx(4 + 3 + 1), "arithmetic_ms": pytest.approx(4), "binds": "FLOPs"}  # half and half
+    assert found == {
+        "ms": pytest.approx(4 + 3 + 1),
+        "arithmetic_ms": pytest.approx(4),
+        "binds": "FLOPs",
+    }  # half and half
     assert roofline.floor(kernels[1:], DEVICE, "bfloat16")["binds"] == "bytes"
     in_float32 = roofline.floor(kernels, DEVICE, "float32")
     assert in_float32 == {"ms": pytest.approx(40 + 10 + 1), "arithmetic_ms": pytest.approx(50), "binds": "FLOPs"}
@@ -40,12 +44,16 @@ def test_a_step_is_its_phases_as_often_as_they_are_called(result):
     assert rates["imagination"] == rates["agent"] == 0.25 and rates["world_model"] == 1
     for key in ("rtx3090", "given"):
         floor = result["step"]["floor"][key]
-        assert floor["ms"] == pytest.approx(sum(phase["floor"][key]["ms"] * phase["calls_per_step"] for phase in result["phases"]))
+        assert floor["ms"] == pytest.approx(
+            sum(phase["floor"][key]["ms"] * phase["calls_per_step"] for phase in result["phases"])
+        )
         assert floor["minutes"] == pytest.approx(floor["ms"] * 100_000 / 60_000)
     for phase in result["phases"]:
         for quantity in ("flops", "bytes"):
             assert phase[quantity] == sum(part[quantity] for part in phase["parts"])
-        assert phase["floor"]["given"]["ms"] == pytest.approx(sum(part["floor"]["given"]["ms"] for part in phase["parts"]))
+        assert phase["floor"]["given"]["ms"] == pytest.approx(
+            sum(part["floor"]["given"]["ms"] for part in phase["parts"])
+        )
 
 
 def test_no_part_is_faster_than_its_arithmetic_or_its_traffic(result):
@@ -91,7 +99,16 @@ def test_table_and_markdown_hold_the_same_cells(capsys, result):
 
 def test_settings_and_measured_devices_are_taken(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(roofline, "measured", lambda: (DEVICE, {"device": "a machine", "threads": 2}))
-    given = ["--set", "world_model.channels=[2, 3, 4, 5]", "--set", "agent.state=hidden", "--preset", "tiny", "--device", "measured,h100"]
+    given = [
+        "--set",
+        "world_model.channels=[2, 3, 4, 5]",
+        "--set",
+        "agent.state=hidden",
+        "--preset",
+        "tiny",
+        "--device",
+        "measured,h100",
+    ]
     assert roofline.main([*given, "--precision", "float32", "--actions", "3", "--json", str(tmp_path / "f.json")]) == 0
     found = json.loads((tmp_path / "f.json").read_text())
     assert found["machine"] == {"device": "a machine", "threads": 2} and list(found["devices"]) == ["measured", "h100"]
@@ -108,8 +125,12 @@ def test_a_run_stands_beside_its_floor(capsys, tmp_path):
     rows = {row["name"]: row for row in found["achieved"]}
     agent = next(phase for phase in found["phases"] if phase["name"] == "agent")
     assert rows["agent"]["flops_per_second"] == pytest.approx(agent["flops"] / (ran["phases"]["agent"]["ms"] / 1000))
-    assert rows["agent"]["fraction_of_floor"] == pytest.approx(agent["floor"]["profiled"]["ms"] / ran["phases"]["agent"]["ms"])
-    assert all(row["counted_over_formula"] is None or 0.99 < row["counted_over_formula"] <= 1.001 for row in rows.values())
+    assert rows["agent"]["fraction_of_floor"] == pytest.approx(
+        agent["floor"]["profiled"]["ms"] / ran["phases"]["agent"]["ms"]
+    )
+    assert all(
+        row["counted_over_formula"] is None or 0.99 < row["counted_over_formula"] <= 1.001 for row in rows.values()
+    )
     assert "of the floor's speed" in capsys.readouterr().out
 
 
@@ -129,7 +150,9 @@ def test_the_picture_shows_every_part(tmp_path, monkeypatch):
 def test_labels_do_not_overlap():
     placed = spread({"a": 100.0, "b": 101.0, "c": 5.0, "d": 102.0}, 1.0, 1000.0)
     assert list(placed) == ["c", "a", "b", "d"] and placed["c"] == 5.0 and placed["a"] == 100.0
-    assert placed["b"] / placed["a"] == pytest.approx(1000**0.027) and placed["d"] / placed["b"] == pytest.approx(1000**0.027)
+    assert placed["b"] / placed["a"] == pytest.approx(1000**0.027) and placed["d"] / placed["b"] == pytest.approx(
+        1000**0.027
+    )
 
 
 @pytest.mark.parametrize(
@@ -147,8 +170,14 @@ def test_labels_do_not_overlap():
         (["--actions", "0"], "--actions must be 1 to 256, got 0"),
         (["--profile", "nowhere.json"], "--profile must be a file that `stormfast profile --json` wrote"),
         (["--profile", str(PROFILE), "--preset", "tiny"], "--preset tiny does not fit --profile, which ran storm"),
-        (["--json", "nowhere/f.json"], "--json must lie in a directory that can be written, got nowhere/f.json: No such"),
-        (["--picture", "nowhere/f.png"], "--picture must lie in a directory that can be written, got nowhere/f.png: No such"),
+        (
+            ["--json", "nowhere/f.json"],
+            "--json must lie in a directory that can be written, got nowhere/f.json: No such",
+        ),
+        (
+            ["--picture", "nowhere/f.png"],
+            "--picture must lie in a directory that can be written, got nowhere/f.png: No such",
+        ),
         (["--picture", "f.gif"], "--picture must end in .png, got f.gif"),
         (["--device", ","], "--device must be some of rtx3090,"),
         (["--device", ""], "--device must be some of rtx3090,"),
@@ -182,7 +211,10 @@ def test_a_file_that_is_no_profile_is_one_line(capsys, tmp_path, text):
         ({"phases": []}, "phases must be a dict, got a list"),
         ({"peaks": None}, "peaks must be a dict, got a NoneType"),
         ({"peaks": {}}, "lacks 'bfloat16_flops'"),
-        ({"peaks": {"bfloat16_flops": 1e12, "float32_flops": 1e12, "copy_bytes": 0}}, "peaks.copy_bytes must be a positive number, got 0"),
+        (
+            {"peaks": {"bfloat16_flops": 1e12, "float32_flops": 1e12, "copy_bytes": 0}},
+            "peaks.copy_bytes must be a positive number, got 0",
+        ),
         ({"step_ms": None}, "step_ms must be a positive number, got null"),
         ({"step_ms": True}, "step_ms must be a positive number, got true"),
         ({"phases": {"act": {"ms": None, "flops": 1}}}, "phases.act.ms must be a number, got null"),
@@ -219,7 +251,7 @@ def test_a_reader_that_leaves_is_no_error():
 
 
 def test_a_device_is_measured(monkeypatch):
-    from stormfast import peaks
+    from stormfast.measure import peaks
 
     monkeypatch.setitem(peaks.SIZES, "cpu", (64, 2**16))
     device, about = gpus.measured()
@@ -232,7 +264,11 @@ def test_numbers_have_three_digits():
 
 
 def test_a_picture_of_many_devices_is_drawn():
-    found = {**roofline.survey(roofline.preset_config("tiny", "standard"), 3, "bfloat16", gpus.DEVICES), "set": {}, "preset": "tiny"}
+    found = {
+        **roofline.survey(roofline.preset_config("tiny", "standard"), 3, "bfloat16", gpus.DEVICES),
+        "set": {},
+        "preset": "tiny",
+    }
     devices = {key: roofline.asdict(device) for key, device in gpus.DEVICES.items()}
     drawn = picture({**found, "devices": devices, "protocol": "standard", "precision": "bfloat16", "actions": 3})
     assert drawn.startswith(b"\x89PNG")

@@ -26,13 +26,20 @@ STEPS = 2
 def traced(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What a call of the script wrote and printed."""
     directory = tmp_path_factory.mktemp("trace") / "new"
-    arguments = f"--preset tiny --device cpu --steps {STEPS} --out {directory}/trace.json.gz --json {directory}/numbers.json"
+    arguments = (
+        f"--preset tiny --device cpu --steps {STEPS} --out {directory}/trace.json.gz --json {directory}/numbers.json"
+    )
     with pytest.MonkeyPatch.context() as patch:
         printed: list[str] = []
         patch.setattr("builtins.print", lambda *words, **_: printed.append(" ".join(map(str, words))))
         assert script.main(arguments.split()) == 0
     trace = json.loads(gzip.decompress((directory / "trace.json.gz").read_bytes()))
-    return {"trace": trace, "numbers": json.loads((directory / "numbers.json").read_text()), "printed": "\n".join(printed), "arguments": arguments}
+    return {
+        "trace": trace,
+        "numbers": json.loads((directory / "numbers.json").read_text()),
+        "printed": "\n".join(printed),
+        "arguments": arguments,
+    }
 
 
 def ranges_of(trace: dict[str, Any]) -> list[dict[str, Any]]:
@@ -77,7 +84,9 @@ def test_the_numbers_add_up(traced: dict[str, Any]) -> None:
     assert numbers["steps"] == STEPS and list(rows) == [*PHASES, "outside"] and numbers["gpu"] is None
     assert sum(row["ms"] for row in rows.values()) == pytest.approx(numbers["ms"])
     assert all(0 <= row["operators_ms"] <= row["ms"] for name, row in rows.items())
-    assert sum(row["ms"] for row in numbers["operators"]) == pytest.approx(sum(row["operators_ms"] for row in rows.values()))
+    assert sum(row["ms"] for row in numbers["operators"]) == pytest.approx(
+        sum(row["operators_ms"] for row in rows.values())
+    )
     assert rows["world_model"]["operators_ms"] > 0.5 * rows["world_model"]["ms"]
     assert rows["env"]["operators_ms"] < 0.5 * rows["env"]["ms"]
 
@@ -134,7 +143,12 @@ def test_bad_input_is_one_line_before_any_step(
 @pytest.mark.gpu
 def test_kernels_of_captured_graphs_are_in_the_trace(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for mode in ("off", "graphs"):
-        assert script.main(f"--preset tiny --device cuda --compile {mode} --steps 2 --out {tmp_path}/t.json --json {tmp_path}/n.json".split()) == 0
+        assert (
+            script.main(
+                f"--preset tiny --device cuda --compile {mode} --steps 2 --out {tmp_path}/t.json --json {tmp_path}/n.json".split()
+            )
+            == 0
+        )
         numbers = json.loads((tmp_path / "n.json").read_text())
         for name in ("act", "world_model", "agent", "refresh"):
             assert numbers["phases"][name]["kernels"] > 5, (mode, name)

@@ -9,10 +9,12 @@ import pytest
 import torch
 import warm_steps
 
-from stormfast import profile, ranges
-from stormfast.config import ProfileConfig, override
-from stormfast.profile import training_config
-from stormfast.run import Run
+from stormfast import annotate
+from stormfast.config import ProfileConfig
+from stormfast.measure import profile
+from stormfast.measure.profile import training_config
+from stormfast.runs.run import Run
+from stormfast.schema import override
 
 TINY = ProfileConfig(preset="tiny", device="cpu", warmup=2)
 PHASES = ["act", "sample_windows", "world_model", "sample_contexts", "imagination", "agent", "refresh", "env", "append"]
@@ -41,13 +43,15 @@ def run() -> Iterator[Run]:
 
 def test_a_warm_run_has_made_its_updates_and_no_more(run: Run) -> None:
     assert run.step == run.config.acting.random_steps + TINY.warmup
-    steps = {name: int(next(iter(optimizer.state.values()))["step"]) for name, optimizer in run.learner.optimizers.items()}
+    steps = {
+        name: int(next(iter(optimizer.state.values()))["step"]) for name, optimizer in run.learner.optimizers.items()
+    }
     assert steps == {"world_model": 2, "agent": 2}
 
 
 def test_each_step_is_a_range_with_its_phases_in_it(run: Run) -> None:
     names, before = Names(), run.step
-    with ranges.recorded_by(names):
+    with annotate.recorded_by(names):
         assert warm_steps.take_steps(run, 20) == run.step - before == 20
     turns = [turn.splitlines() for turn in "\n".join(names.seen).split("step\n")[1:]]
     whole = ["  " + phase for phase in PHASES]
@@ -59,18 +63,22 @@ def test_each_step_is_a_range_with_its_phases_in_it(run: Run) -> None:
 def test_metrics_and_checkpoints_have_ranges_too(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     names = Names()
     for every, save_every, expected in ((1, 10**9, "  log"), (1, 1, "  save")):
-        monkeypatch.setattr(run, "config", override(run.config, {"logging.every": every, "logging.save_every": save_every}))
+        monkeypatch.setattr(
+            run, "config", override(run.config, {"logging.every": every, "logging.save_every": save_every})
+        )
         names.seen.clear()
-        with ranges.recorded_by(names):
+        with annotate.recorded_by(names):
             warm_steps.take_steps(run, 1)
         assert names.seen[-1] == expected
 
 
 def test_steps_come_in_whole_cycles_after_the_captures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(profile, "training_config", lambda config: override(training_config(config), {"agent.updates_per_step": 0.25}))
+    monkeypatch.setattr(
+        profile, "training_config", lambda config: override(training_config(config), {"agent.updates_per_step": 0.25})
+    )
     monkeypatch.setattr(profile, "calls_until_captured", lambda run: 4)
     names = Names()
-    with ranges.recorded_by(names), profile.warm_run(TINY) as run:
+    with annotate.recorded_by(names), profile.warm_run(TINY) as run:
         assert Counter(names.seen)["agent"] == 4  # one a cycle
         names.seen.clear()
         assert warm_steps.take_steps(run, 5) == 8
@@ -78,9 +86,11 @@ def test_steps_come_in_whole_cycles_after_the_captures(monkeypatch: pytest.Monke
     assert (found["world_model"], found["agent"]) == (8, 2)
 
 
-def test_the_script_prints_milliseconds_a_step_with_ranges_on(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_script_prints_milliseconds_a_step_with_ranges_on(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     names = Names()
-    monkeypatch.setattr(ranges, "nvtx_ranges", lambda: names)
+    monkeypatch.setattr(annotate, "nvtx_ranges", lambda: names)
     assert warm_steps.main("--preset tiny --device cpu --steps 2".split()) == 0
     out, err = capsys.readouterr()
     line = r"tiny, Catch, .+, (bfloat16|float32), compile off, commit \S+( and changes)?: (\d+\.\d{3}) ms a step, over 2 steps\n"
@@ -128,7 +138,10 @@ def test_bad_input_is_one_line_and_status_2(arguments: str, message: str, capsys
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate"), "take a smaller --preset or another --device"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate"),
+            "take a smaller --preset or another --device",
+        ),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "take a smaller --preset"),
     ],
 )
@@ -156,7 +169,9 @@ def found_line(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return err
 
 
-def test_a_cuda_profiler_without_cuda_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cuda_profiler_without_cuda_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert "got --device cpu; leave it out" in found_line(capsys, "--device", "cpu")
     monkeypatch.setattr(torch.version, "cuda", None)
     assert f"nsys needs torch with CUDA, but torch {torch.__version__} has none" in found_line(capsys)
@@ -165,7 +180,9 @@ def test_a_cuda_profiler_without_cuda_is_one_line(capsys: pytest.CaptureFixture[
     assert f"nsys needs a CUDA GPU, but torch {torch.__version__} finds none" in found_line(capsys)
 
 
-def test_a_report_is_named_by_preset_date_and_commit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_is_named_by_preset_date_and_commit(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)

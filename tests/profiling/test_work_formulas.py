@@ -13,16 +13,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from work_formulas import Part, calls_per_step, parts
 from work_sizes import Sizes
 
-from stormfast.act import Player
-from stormfast.batch import OBS_SHAPE
-from stormfast.config import PRESETS, PROTOCOLS, TrainConfig, override, preset_config, validate
-from stormfast.counting import FORMULAS, count
-from stormfast.full_step import FullStep
+from stormfast.config import PRESETS, PROTOCOLS, TrainConfig, preset_config, validate
 from stormfast.learner import Learner
-from stormfast.memory import WeightlessLearner, full_replay
+from stormfast.measure.op_counts import FORMULAS, count
+from stormfast.measure.phases import FullStep
+from stormfast.memory.estimate import MetaTensorLearner, full_replay
+from stormfast.memory.meta_tensors import META, meta_autocast
+from stormfast.player import Player
+from stormfast.records import OBS_SHAPE
 from stormfast.replay import ROW_BYTES, Replay
-from stormfast.run import Run
-from stormfast.weightless import META, meta_autocast
+from stormfast.runs.run import Run
+from stormfast.schema import override
 from stormfast.world_model.encoder import FEATURE_SIZE
 from stormfast.world_model.heads import NUM_BINS
 from tests.model_fixtures import NUM_ACTIONS, make_batch, tiny_config, tiny_learner
@@ -31,11 +32,18 @@ ODD: dict[str, dict[str, Any]] = {
     "fused": {},
     "separate": {"world_model.tokens": "separate"},
     "one layer": {"world_model.layers": 1, "agent.state": "hidden"},
-    "three layers": {"world_model.layers": 3, "agent.state": "latent", "imagination.context": 2, "world_model.max_length": 30},
+    "three layers": {
+        "world_model.layers": 3,
+        "agent.state": "latent",
+        "imagination.context": 2,
+        "world_model.max_length": 30,
+    },
     "minibatches": {"agent.minibatches": 3, "num_envs": 3, "acting.context": 1, "world_model.updates_per_step": 0.5},
 }
 CONFIGS = {f"{preset}, {protocol}": preset_config(preset, protocol) for preset in PRESETS for protocol in PROTOCOLS}
-CONFIGS |= {f"odd {name}, {protocol}": tiny_config(protocol, values) for name, values in ODD.items() for protocol in PROTOCOLS}
+CONFIGS |= {
+    f"odd {name}, {protocol}": tiny_config(protocol, values) for name, values in ODD.items() for protocol in PROTOCOLS
+}
 
 
 def total(found: list[Part], *names: str, phase: str) -> int:
@@ -47,7 +55,7 @@ def total(found: list[Part], *names: str, phase: str) -> int:
 
 def weightless_run(config: TrainConfig, num_actions: int) -> Run:
     """What FullStep needs of a run, on tensors without memory."""
-    replay, learner = full_replay(config, num_actions), WeightlessLearner(config, num_actions, torch.bfloat16)
+    replay, learner = full_replay(config, num_actions), MetaTensorLearner(config, num_actions, torch.bfloat16)
     player = Player(learner.inference, learner.agent, config.acting, config.num_envs)
     collector, phases = SimpleNamespace(player=player), SimpleNamespace(generator=torch.default_generator)
     return cast(Run, SimpleNamespace(config=config, learner=learner, replay=replay, phases=phases, collector=collector))
@@ -61,7 +69,7 @@ def counted_phases(config: TrainConfig, num_actions: int) -> dict[str, int]:
         frames = torch.zeros(envs, *OBS_SHAPE, dtype=torch.uint8, device=META)
         flags = torch.zeros(envs, dtype=torch.bool, device=META)
         calls = {phase.name: phase.call for phase in FullStep(run).phases() if phase.name not in ("act", "env")}
-        calls["act"] = lambda: player.decide(frames, flags, flags)
+        calls["act"] = lambda: player.act_on_device(frames, flags, flags)
         return {name: count(call, META).flops for name, call in calls.items()}
 
 
@@ -73,10 +81,18 @@ def whole_cache(config: TrainConfig) -> int:
     return sum(4 * sizes.batch * sizes.width * sizes.layers * (room - length - 1) for length in lengths)
 
 
-SOON = {"storm, standard", "tiny, reference", "odd separate, standard", "odd one layer, reference", "odd minibatches, standard"}
+SOON = {
+    "storm, standard",
+    "tiny, reference",
+    "odd separate, standard",
+    "odd one layer, reference",
+    "odd minibatches, standard",
+}
 
 
-@pytest.mark.parametrize("name", [name if name in SOON else pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS])
+@pytest.mark.parametrize(
+    "name", [name if name in SOON else pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS]
+)
 def test_flops_of_each_phase_are_torchs(name):
     config, num_actions = CONFIGS[name], 7
     validate(config)
@@ -136,9 +152,13 @@ def test_flops_of_the_world_models_parts(config, learner, found):
     assert backward_flops(out["encoder"]) == total(found, "encoder backward", phase=phase)
     posterior = forward("posterior", lambda: model.posterior(features)) + backward_flops(out["posterior"])
     assert posterior == total(found, "posterior head", phase=phase)
-    assert forward("decoder", lambda: model.decoder(latent.flatten(0, 1))) == total(found, "decoder forward", phase=phase)
+    assert forward("decoder", lambda: model.decoder(latent.flatten(0, 1))) == total(
+        found, "decoder forward", phase=phase
+    )
     assert backward_flops(out["decoder"]) == total(found, "decoder backward", phase=phase)
-    sequence = forward("sequence", lambda: model.prior(model.sequence(latent, batch.action, batch.is_first))) + backward_flops(out["sequence"])
+    sequence = forward(
+        "sequence", lambda: model.prior(model.sequence(latent, batch.action, batch.is_first))
+    ) + backward_flops(out["sequence"])
     assert sequence == total(found, "stem + layers + prior", phase=phase)
     heads = forward("heads", lambda: (model.reward(hidden), model.termination(hidden))) + backward_flops(*out["heads"])
     assert heads == total(found, "reward + termination heads", phase=phase)
@@ -151,17 +171,25 @@ def test_flops_of_imaginations_parts(config, learner, found):
     with torch.no_grad():
         embedded = torch_flops(lambda: model.encoder.embed(context.obs))
         assert embedded == total(found, "encode contexts", phase=phase)
-        observed = torch_flops(lambda: imagination.observe(context.obs, torch.rand(batch, config.imagination.context, 3)))
+        observed = torch_flops(
+            lambda: imagination.observe(context.obs, torch.rand(batch, config.imagination.context, 3))
+        )
         assert observed - embedded == total(found, "posterior head + sample", phase=phase)
         latents = torch.rand(batch, config.imagination.context, 15)
         begun: list[tuple[Tensor, Tensor]] = []
-        assert torch_flops(lambda: begun.append(imagination.begin(context, latents, uniform))) == total(found, "prefill", phase=phase)
+        assert torch_flops(lambda: begun.append(imagination.prefill(context, latents, uniform))) == total(
+            found, "prefill", phase=phase
+        )
         latent, hidden = begun[0]
         imagination.cache.reserve(model.sequence.tokens.per_step)
-        step = torch_flops(lambda: imagination.step(learner.agent.state(latent, hidden), latent, torch.rand(batch), uniform))
+        step = torch_flops(
+            lambda: imagination.step(learner.agent.state(latent, hidden), latent, torch.rand(batch), uniform)
+        )
         steps = total(found, "steps: matrix products", "steps: cached attention", phase=phase)
         assert horizon * step - steps == whole_cache(config)
-        judged = torch_flops(lambda: imagination.judge(torch.rand(batch, horizon, config.world_model.width)))
+        judged = torch_flops(
+            lambda: imagination.predict_reward_and_continuation(torch.rand(batch, horizon, config.world_model.width))
+        )
         assert judged == total(found, "reward + termination heads", phase=phase)
 
 
@@ -169,7 +197,9 @@ def test_flops_of_the_agents_parts(config, learner, found):
     with torch.no_grad():
         rollout = learner.imagination(make_batch(config.imagination.batch_size, config.imagination.context))
     losses: list[Tensor] = []
-    forward = torch_flops(lambda: losses.append(learner.agent.loss(rollout)["total"]))  # in one minibatch: the rows are the same
+    forward = torch_flops(
+        lambda: losses.append(learner.agent.loss(rollout)["total"])
+    )  # in one minibatch: the rows are the same
     assert forward == total(found, "forward", phase="agent")
     assert torch_flops(lambda: losses[0].backward()) == total(found, "backward", phase="agent")
 
@@ -195,7 +225,7 @@ def test_parameters_are_the_modules(name):
     config = CONFIGS[name]
     sizes = Sizes(config, 7, "float32")
     with META:
-        learner = WeightlessLearner(config, 7, torch.float32)
+        learner = MetaTensorLearner(config, 7, torch.float32)
     assert work_sizes.world_model_parameters(sizes) == sum(p.numel() for p in learner.world_model.parameters())
     assert work_sizes.agent_parameters(sizes) == sum(p.numel() for p in learner.agent.trained_parameters())
     assert work_sizes.mlp_parameters(sizes.critic_mlp) == sum(p.numel() for p in learner.agent.slow_critic.parameters())
@@ -237,7 +267,9 @@ def test_bytes_of_imagined_attention_by_hand():
     vector = 6 * 12 * 2
     step = 6 * vector + 8 + 6 * 8  # query, key, value, output, two into the cache; the length; first positions
     assert part(tiny_config(), "steps: cached attention", phase="imagination").bytes == 2 * (5 * step + 2 * 25 * vector)
-    unmasked = part(tiny_config("reference"), "steps: cached attention", phase="imagination").bytes  # a context of 4, no marks
+    unmasked = part(
+        tiny_config("reference"), "steps: cached attention", phase="imagination"
+    ).bytes  # a context of 4, no marks
     assert unmasked == 2 * (5 * (6 * vector + 8) + 2 * 30 * vector)
 
 
@@ -262,7 +294,10 @@ def test_no_part_moves_less_than_what_it_takes_and_makes(name, precision):
     model, agent = learner.world_model, learner.agent
     n, d, latent, features = 28, 12, 15, model.encoder.num_features
     rollouts, frames = config.imagination.batch_size, config.imagination.batch_size * config.imagination.context
-    steps, states = rollouts * config.imagination.horizon, rollouts * (config.imagination.horizon + 1) * Sizes(config, NUM_ACTIONS, precision).state
+    steps, states = (
+        rollouts * config.imagination.horizon,
+        rollouts * (config.imagination.horizon + 1) * Sizes(config, NUM_ACTIONS, precision).state,
+    )
     state_bytes = states * size
 
     def matrices(*modules: torch.nn.Module) -> int:
@@ -281,12 +316,15 @@ def test_no_part_moves_less_than_what_it_takes_and_makes(name, precision):
         ("imagination", "encode contexts"): frames * 12_288 + size * (matrices(model.encoder) + frames * features),
         ("imagination", "posterior head + sample"): size * (matrices(model.posterior) + frames * (features + latent)),
         ("imagination", "prefill"): size * matrices(model.sequence.tokens, model.sequence.blocks),
-        ("imagination", "steps: matrix products"): size * (sequence + matrices(agent.actor)) + size * steps * (latent + d),
+        ("imagination", "steps: matrix products"): size * (sequence + matrices(agent.actor))
+        + size * steps * (latent + d),
         ("imagination", "reward + termination heads"): size * (heads + steps * d) + 8 * steps,
         ("agent", "forward"): size * matrices(agent.actor, agent.critic, agent.slow_critic) + state_bytes,
         ("agent", "backward"): 4 * matrices(agent.actor, agent.critic) + state_bytes,
-        ("refresh", "refresh"): size * matrices(model.encoder, model.posterior) + config.num_envs * config.acting.context * 12_288,
-        ("act", "act"): size * (matrices(model.encoder, model.posterior, agent.actor) + sequence - matrices(model.prior)),
+        ("refresh", "refresh"): size * matrices(model.encoder, model.posterior)
+        + config.num_envs * config.acting.context * 12_288,
+        ("act", "act"): size
+        * (matrices(model.encoder, model.posterior, agent.actor) + sequence - matrices(model.prior)),
     }
     found = {(part.phase, part.name): part.bytes for part in parts(config, NUM_ACTIONS, precision)}
     assert {key: found[key] for key in least if found[key] < least[key]} == {}
@@ -315,4 +353,7 @@ def test_overriding_a_size_changes_what_it_should():
     before, after = ({(p.phase, p.name): (p.flops, p.bytes) for p in parts(c, 18, "bfloat16")} for c in (config, wider))
     same = {key for key in before if before[key] == after[key]}
     assert {("world_model", "encoder forward"), ("imagination", "encode contexts"), ("refresh", "refresh")} <= same
-    assert ("world_model", "stem + layers + prior") not in same and ("imagination", "steps: cached attention") not in same
+    assert ("world_model", "stem + layers + prior") not in same and (
+        "imagination",
+        "steps: cached attention",
+    ) not in same

@@ -43,7 +43,9 @@ def test_gradients_of_a_convolution():
 def test_attention_reads_three_tensors_and_writes_one():
     # 6 tokens of width 4 in windows of 3: scores and mix are 6 * 3 * 4 multiplications each
     assert work_kernels.attention("a", 6, 6, 3, 4, 2) == Kernel("a", 2 * 2 * 72, 4 * 24 * 2)
-    assert work_kernels.attention("a", 2, 6, 3, 4, 2) == Kernel("a", 2 * 2 * 24, (2 * 8 + 2 * 24) * 2)  # the last token of each window
+    assert work_kernels.attention("a", 2, 6, 3, 4, 2) == Kernel(
+        "a", 2 * 2 * 24, (2 * 8 + 2 * 24) * 2
+    )  # the last token of each window
     gradients = work_kernels.attention_gradients("a", 6, 3, 4, 2)
     assert (gradients.flops, gradients.bytes) == (4 * 2 * 72, 8 * 24 * 2)
 

@@ -35,7 +35,9 @@ def test_encoder_is_its_convolutions_flattened_as_channel_row_column(channels):
             for column in range(4):
                 by_hand[:, (c * 4 + row) * 4 + column] = x[:, c, row, column]
     torch.testing.assert_close(got, by_hand, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(encoder(frames.contiguous()), by_hand, rtol=1e-10, atol=1e-10)  # whatever the memory format
+    torch.testing.assert_close(
+        encoder(frames.contiguous()), by_hand, rtol=1e-10, atol=1e-10
+    )  # whatever the memory format
 
 
 @pytest.mark.parametrize("channels", CHANNELS)

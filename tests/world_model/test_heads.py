@@ -37,7 +37,9 @@ def coded(two_hot, x):
 def test_symlog_and_symexp_are_inverse():
     x = torch.tensor([*VALUES, 1e-9, -1e-9])
     torch.testing.assert_close(symexp(symlog(x)), x, rtol=1e-12, atol=0)
-    torch.testing.assert_close(symlog(x), torch.tensor([math.copysign(math.log1p(abs(v)), v) for v in x.tolist()]), rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        symlog(x), torch.tensor([math.copysign(math.log1p(abs(v)), v) for v in x.tolist()]), rtol=1e-12, atol=0
+    )
     assert symlog(torch.tensor(-3.0)) == -symlog(torch.tensor(3.0))
 
 
@@ -57,7 +59,9 @@ def test_a_bin_edge_is_one_hot(index):
 def test_loss_is_the_cross_entropy_to_the_code():
     two_hot, logits = TwoHot(), torch.randn(2, 5, NUM_BINS)
     target = torch.tensor(VALUES).view(2, 5)
-    expected = torch.stack([-(naive_two_hot(x) @ row) for x, row in zip(VALUES, logits.log_softmax(-1).view(10, NUM_BINS), strict=True)])
+    expected = torch.stack(
+        [-(naive_two_hot(x) @ row) for x, row in zip(VALUES, logits.log_softmax(-1).view(10, NUM_BINS), strict=True)]
+    )
     torch.testing.assert_close(two_hot.loss(logits, target), expected.view(2, 5), rtol=1e-9, atol=0)
 
 
@@ -114,7 +118,15 @@ def test_loss_refuses_targets_that_would_broadcast():
 
 def test_mlp_layers():
     head = mlp(6, 8, 5)
-    assert [type(layer) for layer in head] == [nn.Linear, nn.LayerNorm, nn.ReLU, nn.Linear, nn.LayerNorm, nn.ReLU, nn.Linear]
+    assert [type(layer) for layer in head] == [
+        nn.Linear,
+        nn.LayerNorm,
+        nn.ReLU,
+        nn.Linear,
+        nn.LayerNorm,
+        nn.ReLU,
+        nn.Linear,
+    ]
     assert head[0].bias is None
     assert head[3].bias is None
     assert [tuple(layer.weight.shape) for layer in (head[0], head[3], head[6])] == [(8, 6), (8, 8), (5, 8)]

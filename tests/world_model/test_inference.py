@@ -44,7 +44,12 @@ def test_it_changes_with_a_refresh_and_not_before(tokens):
     def outputs(model):
         logits = model.encode(batch.obs)
         hidden = model.sequence(model.sample(logits, None), batch.action, batch.is_first)
-        return torch.cat([x.flatten() for x in (logits, hidden, model.prior(hidden), model.reward(hidden), model.termination(hidden))])
+        return torch.cat(
+            [
+                x.flatten()
+                for x in (logits, hidden, model.prior(hidden), model.reward(hidden), model.termination(hidden))
+            ]
+        )
 
     before = outputs(twin.model)
     torch.testing.assert_close(before, outputs(source), rtol=1e-10, atol=1e-10)

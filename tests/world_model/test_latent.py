@@ -5,7 +5,8 @@ import torch
 from torch.distributions import Categorical
 from torch.distributions import kl_divergence as torch_kl
 
-from stormfast.world_model.latent import LatentHead, kl_divergence, sample_latent
+from stormfast.world_model.latent import LatentHead, sample_latent
+from stormfast.world_model.losses import kl_divergence
 from stormfast_kernels import unimix_log_probs
 
 
@@ -23,7 +24,9 @@ def test_kl_is_that_of_the_mixed_categoricals_summed(unimix, shape):
     logits, other = 2 * torch.randn(2, *shape)
     got = kl_of(logits, other, unimix)
     assert got.shape == shape[:-2]
-    torch.testing.assert_close(got, torch_kl(mixed(logits, unimix), mixed(other, unimix)).sum(-1), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(
+        got, torch_kl(mixed(logits, unimix), mixed(other, unimix)).sum(-1), rtol=1e-10, atol=1e-12
+    )
 
 
 def test_kl_gradients_are_those_of_autograd_through_distributions():

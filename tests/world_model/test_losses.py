@@ -5,17 +5,22 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 from torch.distributions import Categorical
 from torch.distributions import kl_divergence as torch_kl
+from torch.utils._pytree import tree_map
 
-from stormfast.config import WorldModelConfig
+from stormfast.config import WorldModelConfig, WorldModelLossConfig
+from stormfast.objective import weighted_sum
+from stormfast.world_model import WorldModel
 from stormfast.world_model.heads import NUM_BINS, TwoHot
-from stormfast.world_model.losses import Prediction, free_bits_mean, masked_mean, world_model_loss
+from stormfast.world_model.losses import HEADS, Prediction, free_bits_mean, masked_mean, world_model_loss
 from stormfast_kernels import unimix_log_probs
 from tests.model_fixtures import make_batch, tiny_config
 
 B, T, S, K = 4, 6, 3, 5
 UNIMIX = WorldModelConfig().unimix
+WEIGHTS = WorldModelLossConfig.weights
 
 
 def make_prediction(seed=0):
@@ -30,79 +35,99 @@ def make_prediction(seed=0):
         posterior_log_probs=unimix_log_probs(posterior, UNIMIX),
         prior=draw(S, K),
         reconstruction=draw(3, 64, 64),
-        reward=draw(NUM_BINS),
-        termination=draw(scale=2.0),
+        heads={"reward": draw(NUM_BINS), "termination": draw(1, scale=2.0)},
         hidden=draw(7),
     )
 
 
+LOSS = {"reconstruction", "dynamics", "representation", "free_bits", "free_bits_per"}
+
+
 def config_of(**values):
-    return tiny_config(values={f"world_model.{name}": value for name, value in values.items()}).world_model
+    names = {name: f"world_model.{'loss.' if name in LOSS else ''}{name}" for name in values}
+    return tiny_config(values={names[name]: value for name, value in values.items()}).world_model
 
 
-def losses_of(prediction, batch, *, mark_resets=True, **values):
+def losses_of(prediction, batch, **values):
     frames = torch.rand(B * T, 3, 64, 64, generator=torch.Generator().manual_seed(9))
-    return world_model_loss(prediction, frames, batch, TwoHot(), config_of(**values), mark_resets=mark_resets)
+    return world_model_loss(prediction, frames, batch, TwoHot(), config_of(**values))
 
 
 def close(got, expected):
     torch.testing.assert_close(got.detach(), torch.as_tensor(expected, dtype=got.dtype), rtol=1e-10, atol=1e-12)
 
 
-def naive_losses(prediction, batch, *, mark_resets, config):
+def naive_losses(prediction, batch, config):
     """The terms by loops: lists of what counts, then their means."""
     frames = torch.rand(B * T, 3, 64, 64, generator=torch.Generator().manual_seed(9))
+    separate_episodes = config.separate_episodes
     terms = {name: [] for name in ("reconstruction", "reward", "termination", "kl")}
     two_hot = TwoHot()  # tested by itself in test_heads.py
     for b in range(B):
         for t in range(T):
             terms["reconstruction"].append(((prediction.reconstruction[b, t] - frames[b * T + t]) ** 2).sum().item())
-            if not (mark_resets and batch.is_last[b, t]):
-                terms["reward"].append(two_hot.loss(prediction.reward[b, t], batch.reward[b, t]).item())
+            if not (separate_episodes and batch.is_last[b, t]):
+                terms["reward"].append(two_hot.loss(prediction.heads["reward"][b, t], batch.reward[b, t]).item())
                 end = batch.terminated[b, t] or (config.life_loss_terminates and batch.life_lost[b, t])
-                logit = prediction.termination[b, t].item()
+                logit = prediction.heads["termination"][b, t].item()
                 terms["termination"].append(math.log1p(math.exp(-logit if end else logit)))
-            if t > 0 and not (mark_resets and batch.is_first[b, t]):
+            if t > 0 and not (separate_episodes and batch.is_first[b, t]):
                 p, q = (
                     Categorical(probs=(1 - config.unimix) * logits.softmax(-1) + config.unimix / K)
                     for logits in (prediction.posterior[b, t], prediction.prior[b, t - 1])
                 )
                 terms["kl"].append(torch_kl(p, q).sum().item())
     kl = sum(terms["kl"]) / len(terms["kl"])
-    free = max(config.free_bits, kl) if config.free_bits_per == "batch" else sum(max(config.free_bits, x) for x in terms["kl"]) / len(terms["kl"])
+    free = (
+        max(config.loss.free_bits, kl)
+        if config.loss.free_bits_per == "batch"
+        else sum(max(config.loss.free_bits, x) for x in terms["kl"]) / len(terms["kl"])
+    )
     named = {name: sum(values) / len(values) for name, values in terms.items() if name != "kl"}
-    total = sum(named.values()) + (config.dynamics_scale + config.representation_scale) * free
-    return named | {"total": total, "dynamics": free, "dynamics_kl": kl, "representation": free, "representation_kl": kl}
+    total = sum(named.values()) + (config.loss.dynamics + config.loss.representation) * free
+    return named | {
+        "total": total,
+        "dynamics": free,
+        "dynamics_kl": kl,
+        "representation": free,
+        "representation_kl": kl,
+    }
 
 
-@pytest.mark.parametrize("mark_resets", [True, False])
+@pytest.mark.parametrize("separate_episodes", [True, False])
 @pytest.mark.parametrize("free_bits_per", ["step", "batch"])
 @pytest.mark.parametrize("life_loss_terminates", [True, False])
 @pytest.mark.parametrize("free_bits", [1.6, 100.0])  # below the mean KL but above some steps', and above all
-def test_every_term_is_that_of_the_loops(mark_resets, free_bits_per, life_loss_terminates, free_bits):
+def test_every_term_is_that_of_the_loops(separate_episodes, free_bits_per, life_loss_terminates, free_bits):
     prediction, batch = make_prediction(), make_batch(B, T, seed=5)
     assert batch.is_last.any()
     assert batch.is_first[:, 1:].any()
-    settings = {"free_bits_per": free_bits_per, "life_loss_terminates": life_loss_terminates, "free_bits": free_bits, "dynamics_scale": 0.7}
-    got = losses_of(prediction, batch, mark_resets=mark_resets, **settings)
-    expected = naive_losses(prediction, batch, mark_resets=mark_resets, config=config_of(**settings))
+    settings = {
+        "free_bits_per": free_bits_per,
+        "life_loss_terminates": life_loss_terminates,
+        "free_bits": free_bits,
+        "dynamics": 0.7,
+        "separate_episodes": separate_episodes,
+    }
+    got = losses_of(prediction, batch, **settings)
+    expected = naive_losses(prediction, batch, config_of(**settings))
     assert set(got) == set(expected)
     for name, value in expected.items():
         close(got[name], value)
 
 
-@pytest.mark.parametrize("mark_resets", [True, False])
-def test_a_last_observation_has_no_reward_or_continuation_target(mark_resets):
+@pytest.mark.parametrize("separate_episodes", [True, False])
+def test_a_last_observation_has_no_reward_or_continuation_target(separate_episodes):
     prediction, batch = make_prediction(), make_batch(B, T, seed=5)
-    before = losses_of(prediction, batch, mark_resets=mark_resets)
+    before = losses_of(prediction, batch, separate_episodes=separate_episodes)
     nonsense = {"reward": torch.where(batch.is_last, 1e4, batch.reward), "terminated": batch.terminated | batch.is_last}
-    after = losses_of(prediction, dataclasses.replace(batch, **nonsense), mark_resets=mark_resets)
+    after = losses_of(prediction, dataclasses.replace(batch, **nonsense), separate_episodes=separate_episodes)
     for name in ("reward", "termination", "total"):
-        assert (after[name] == before[name]) == mark_resets
+        assert (after[name] == before[name]) == separate_episodes
     for name in ("reward", "termination"):
-        (gradient,) = torch.autograd.grad(before[name], getattr(prediction, name), retain_graph=True)
+        (gradient,) = torch.autograd.grad(before[name], prediction.heads[name], retain_graph=True)
         at_last = gradient.abs()[batch.is_last].max()
-        assert (at_last == 0) if mark_resets else (at_last > 0)
+        assert (at_last == 0) if separate_episodes else (at_last > 0)
 
 
 def test_the_frame_of_a_last_observation_is_learned():
@@ -111,13 +136,13 @@ def test_the_frame_of_a_last_observation_is_learned():
     assert gradient.abs().amax((2, 3, 4)).min() > 0
 
 
-@pytest.mark.parametrize("mark_resets", [True, False])
-def test_the_kl_across_a_reset_does_not_matter(mark_resets):
+@pytest.mark.parametrize("separate_episodes", [True, False])
+def test_the_kl_across_a_reset_does_not_matter(separate_episodes):
     prediction, batch = make_prediction(), make_batch(B, T, seed=5)
-    losses = losses_of(prediction, batch, mark_resets=mark_resets, free_bits=0.0)
+    losses = losses_of(prediction, batch, separate_episodes=separate_episodes, free_bits=0.0)
     (gradient,) = torch.autograd.grad(losses["dynamics"], prediction.prior)
     reached = gradient.abs().amax((2, 3)) > 0  # [B, T]
-    expected = ~batch.is_first[:, 1:] if mark_resets else torch.ones(B, T - 1, dtype=torch.bool)
+    expected = ~batch.is_first[:, 1:] if separate_episodes else torch.ones(B, T - 1, dtype=torch.bool)
     assert torch.equal(reached[:, :-1], expected)
     assert not reached[:, -1].any()  # what follows the window is not known
 
@@ -126,7 +151,9 @@ def test_each_kl_moves_its_own_side():
     prediction, batch = make_prediction(), make_batch(B, T)
     losses = losses_of(prediction, batch, free_bits=0.0)
     for name, moved, still in (("dynamics", "prior", "posterior"), ("representation", "posterior", "prior")):
-        gradients = torch.autograd.grad(losses[name], [getattr(prediction, moved), getattr(prediction, still)], allow_unused=True, retain_graph=True)
+        gradients = torch.autograd.grad(
+            losses[name], [getattr(prediction, moved), getattr(prediction, still)], allow_unused=True, retain_graph=True
+        )
         assert gradients[0].abs().max() > 0
         assert gradients[1] is None
 
@@ -177,8 +204,9 @@ def test_masked_mean():
 
 def test_shapes_are_checked():
     prediction, batch = make_prediction(), make_batch(B, T)
-    for name in ("reward", "termination", "prior"):
-        shorter = dataclasses.replace(prediction, **{name: getattr(prediction, name)[:, :-1]})
+    shorter_heads = [prediction.heads | {name: prediction.heads[name][:, :-1]} for name in ("reward", "termination")]
+    for change in ({"prior": prediction.prior[:, :-1]}, *({"heads": heads} for heads in shorter_heads)):
+        shorter = dataclasses.replace(prediction, **change)
         with pytest.raises(ValueError, match=r"got|must"):
             losses_of(shorter, batch)
     shorter = dataclasses.replace(prediction, reconstruction=prediction.reconstruction[:1, :1])
@@ -187,12 +215,42 @@ def test_shapes_are_checked():
 
 
 def test_half_precision_predictions_give_float32_losses():
-    prediction = make_prediction()
-    half = Prediction(**{f.name: getattr(prediction, f.name).detach().to(torch.bfloat16) for f in dataclasses.fields(prediction)})
-    half = dataclasses.replace(half, posterior_log_probs=unimix_log_probs(half.posterior, UNIMIX))  # never less than float32
-    wide = Prediction(**{f.name: getattr(half, f.name).float() for f in dataclasses.fields(half)})
+    half = tree_map(lambda x: x.detach().to(torch.bfloat16), vars(make_prediction()))
+    half = half | {"posterior_log_probs": unimix_log_probs(half["posterior"], UNIMIX)}  # never less than float32
+    half, wide = Prediction(**half), Prediction(**tree_map(Tensor.float, half))
     batch, frames, two_hot = make_batch(B, T), torch.rand(B * T, 3, 64, 64, dtype=torch.float32), TwoHot().float()
-    got, expected = (world_model_loss(p, frames, batch, two_hot, config_of(), mark_resets=True) for p in (half, wide))
+    got, expected = (world_model_loss(p, frames, batch, two_hot, config_of()) for p in (half, wide))
     for name, value in got.items():
         assert value.dtype == torch.float32, name
         torch.testing.assert_close(value, expected[name], rtol=1e-6, atol=1e-6)
+
+
+def test_a_term_without_weight_has_no_parameters_and_no_gradient():
+    config = tiny_config(values={"world_model.loss.reconstruction": 0.0}).world_model
+    model = WorldModel(config, 3)
+    assert model.decoder is None
+    losses = model.loss(make_batch(B, T))
+    assert losses["reconstruction"].item() == 0
+    losses["total"].backward()
+
+
+def test_a_head_is_made_only_where_its_term_has_a_weight(monkeypatch):
+    """As a term that is added later: off, it leaves parameters, and so saved weights, as they were."""
+    monkeypatch.setitem(HEADS, "speed", lambda config: torch.nn.Linear(config.width, 1))
+    config = tiny_config().world_model
+    for weight in (0.0, 2.0):
+        monkeypatch.setattr(type(config.loss), "weights", lambda loss, w=weight: WEIGHTS(loss) | {"speed": w})
+        assert ("speed.weight" in WorldModel(config, 3).state_dict()) == (weight != 0)
+
+
+def test_each_term_needs_a_weight(monkeypatch):
+    monkeypatch.setattr(WorldModelLossConfig, "weights", lambda loss: WEIGHTS(loss) | {"speed": 0.0})
+    with pytest.raises(ValueError, match="speed"):
+        losses_of(make_prediction(), make_batch(B, T))
+
+
+def test_weighted_sum():
+    terms = {"a": torch.tensor(2.0), "b": torch.tensor(3.0), "c": torch.tensor(math.nan)}
+    assert weighted_sum(terms, {"a": 1.0, "b": -0.5, "c": 0.0}).item() == 0.5
+    with pytest.raises(ValueError, match="must not be 0"):
+        weighted_sum(terms, dict.fromkeys(terms, 0))

@@ -10,13 +10,22 @@ from stormfast.world_model import WorldModel
 from stormfast.world_model.encoder import normalize_frames
 from tests.model_fixtures import NUM_ACTIONS, make_batch, no_sync, randomize, tiny_config
 
-TERMS = {"total", "reconstruction", "reward", "termination", "dynamics", "dynamics_kl", "representation", "representation_kl"}
+TERMS = {
+    "total",
+    "reconstruction",
+    "reward",
+    "termination",
+    "dynamics",
+    "dynamics_kl",
+    "representation",
+    "representation_kl",
+}
 
 
 def build(protocol="standard", **values):
     torch.manual_seed(1)
     config = tiny_config(protocol, {f"world_model.{name}": value for name, value in values.items()})
-    model = WorldModel(config.world_model, NUM_ACTIONS, mark_resets=config.replay.mark_resets)
+    model = WorldModel(config.world_model, NUM_ACTIONS)
     randomize(model)
     return model.eval()
 
@@ -48,7 +57,9 @@ def test_encode_is_the_posterior_of_each_frame_alone():
     model, batch = build(), make_batch(2, 5)
     posterior = predict(model, batch).posterior
     torch.testing.assert_close(model.encode(batch.obs), posterior, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(model.encode(batch.obs[1]), posterior[1], rtol=1e-10, atol=1e-10)  # [N, 3, 64, 64], as in acting
+    torch.testing.assert_close(
+        model.encode(batch.obs[1]), posterior[1], rtol=1e-10, atol=1e-10
+    )  # [N, 3, 64, 64], as in acting
     torch.testing.assert_close(model.encode(batch.obs[1:, 3:4]), posterior[1:, 3:4], rtol=1e-10, atol=1e-10)
 
 
@@ -100,7 +111,9 @@ def test_the_total_reaches_every_parameter(protocol, tokens):
     untouched = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()}
     assert untouched == set()
     positions = model.sequence.positions.weight.grad
-    assert (positions.abs().amax(-1) > 0).sum() == 7 * model.sequence.tokens.per_step  # and no position beyond the window
+    assert (
+        positions.abs().amax(-1) > 0
+    ).sum() == 7 * model.sequence.tokens.per_step  # and no position beyond the window
 
 
 def test_the_reconstruction_trains_the_encoder_through_the_sample():
@@ -137,5 +150,7 @@ def test_the_weights_of_a_checkpoint_are_all_there_is():
     other.load_state_dict(model.state_dict())
     batch = make_batch()
     with torch.no_grad():
-        for a, b in zip(dataclasses.astuple(predict(model, batch)), dataclasses.astuple(predict(other, batch)), strict=True):
+        for a, b in zip(
+            dataclasses.astuple(predict(model, batch)), dataclasses.astuple(predict(other, batch)), strict=True
+        ):
             assert torch.equal(a, b)

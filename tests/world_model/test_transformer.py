@@ -13,7 +13,9 @@ LENGTH = 7
 
 def build(tokens, **values):
     torch.manual_seed(3)
-    config = tiny_config(values={"world_model.tokens": tokens} | {f"world_model.{name}": value for name, value in values.items()})
+    config = tiny_config(
+        values={"world_model.tokens": tokens} | {f"world_model.{name}": value for name, value in values.items()}
+    )
     model = SequenceModel(config.world_model, NUM_ACTIONS).eval()
     randomize(model)
     return model
@@ -37,7 +39,11 @@ def new_cache(model, batch=3, steps=LENGTH):
 
 def cached(model, latent, action, is_first, context, cache):
     """Hidden states context - 1 .. T - 1: one prefill, then steps."""
-    hidden = [model.prefill(latent[:, :context], action[:, :context], None if is_first is None else is_first[:, :context], cache)]
+    hidden = [
+        model.prefill(
+            latent[:, :context], action[:, :context], None if is_first is None else is_first[:, :context], cache
+        )
+    ]
     hidden += [model.step(latent[:, t], action[:, t], cache) for t in range(context, latent.shape[1])]
     return torch.stack(hidden, 1)
 
@@ -72,8 +78,15 @@ def naive_attention(attention, xs, i, visible):
     out, width = [], len(xs[0]) // attention.heads
     for h in range(attention.heads):
         rows = slice(h * width, (h + 1) * width)
-        scores = torch.stack([(attention.query.weight @ xs[i])[rows] @ (attention.key.weight @ xs[j])[rows] / width**0.5 for j in visible])
-        out.append(sum(w * (attention.value.weight @ xs[j])[rows] for w, j in zip(scores.softmax(0), visible, strict=True)))
+        scores = torch.stack(
+            [
+                (attention.query.weight @ xs[i])[rows] @ (attention.key.weight @ xs[j])[rows] / width**0.5
+                for j in visible
+            ]
+        )
+        out.append(
+            sum(w * (attention.value.weight @ xs[j])[rows] for w, j in zip(scores.softmax(0), visible, strict=True))
+        )
     return naive_norm(xs[i] + attention.out.weight @ torch.cat(out), attention.norm)
 
 
@@ -85,7 +98,10 @@ def naive_forward(model, latent, action, is_first):
         visible = [[j for j in range(i + 1) if episode[j] == episode[i]] for i in range(len(xs))]
         mixed = [naive_attention(block.attention, xs, i, visible[i]) for i in range(len(xs))]
         ffn = block.feed_forward
-        xs = [naive_norm(x + ffn.outer.weight @ (ffn.inner.weight @ x + ffn.inner.bias).relu() + ffn.outer.bias, ffn.norm) for x in mixed]
+        xs = [
+            naive_norm(x + ffn.outer.weight @ (ffn.inner.weight @ x + ffn.inner.bias).relu() + ffn.outer.bias, ffn.norm)
+            for x in mixed
+        ]
     return torch.stack(xs[model.tokens.per_step - 1 :: model.tokens.per_step])
 
 
@@ -95,7 +111,9 @@ def naive_forward(model, latent, action, is_first):
 def test_forward_is_the_naive_transformer(tokens, marked):
     model, (latent, action) = build(tokens), inputs(length=5)
     is_first = resets_within(5, length=5) if marked else None
-    expected = torch.stack([naive_forward(model, latent[b], action[b], is_first[b] if marked else None) for b in range(3)])
+    expected = torch.stack(
+        [naive_forward(model, latent[b], action[b], is_first[b] if marked else None) for b in range(3)]
+    )
     torch.testing.assert_close(model(latent, action, is_first), expected, rtol=1e-9, atol=1e-9)
 
 
@@ -174,7 +192,11 @@ def test_an_episode_sees_nothing_of_the_one_before(tokens, context, marked):
     hidden = []
     for _ in range(2):
         seen = is_first if marked else None
-        hidden.append(model(latent, action, seen)[:, 3:] if context is None else cached(model, latent, action, seen, context, new_cache(model)))
+        hidden.append(
+            model(latent, action, seen)[:, 3:]
+            if context is None
+            else cached(model, latent, action, seen, context, new_cache(model))
+        )
         latent[:, :3], action[:, :3] = latent[:, :3].roll(1, -1), (action[:, :3] + 1) % NUM_ACTIONS
     apart = (hidden[1] - hidden[0]).abs().amax(-1)
     assert (apart.max() < 1e-13) if marked else (apart.min() > 1e-6)

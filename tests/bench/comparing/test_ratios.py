@@ -8,14 +8,31 @@ import numpy as np
 import pytest
 
 from bench.comparing import ratios
-from bench.comparing.ratios import Noise, Ratio, flagged, median_interval, median_ranks, paired_ratio, signed_ranks, simulate_launch, unpaired_ratio
+from bench.comparing.ratios import (
+    Noise,
+    Ratio,
+    flagged,
+    median_interval,
+    median_ranks,
+    paired_ratio,
+    signed_ranks,
+    simulate_launch,
+    unpaired_ratio,
+)
 
 QUIET = Noise(spread=0.05, drift=0, outliers=0, neighbour=0, after_other=0, process=0, unlucky=0)
 
 
 @pytest.mark.parametrize(
     ("count", "left_out", "missed"),
-    [(1, 0, 2 / 2), (8, 0, 2 / 256), (10, 0, 2 / 1024), (11, 0, 2 / 2048), (12, 1, 26 / 4096), (20, 3, 2 * (1 + 20 + 190 + 1140) / 2**20)],
+    [
+        (1, 0, 2 / 2),
+        (8, 0, 2 / 256),
+        (10, 0, 2 / 1024),
+        (11, 0, 2 / 2048),
+        (12, 1, 26 / 4096),
+        (20, 3, 2 * (1 + 20 + 190 + 1140) / 2**20),
+    ],
 )
 def test_ranks_of_the_median_by_hand(count: int, left_out: int, missed: float) -> None:
     k, coverage = median_ranks(count, 0.99)
@@ -23,7 +40,10 @@ def test_ranks_of_the_median_by_hand(count: int, left_out: int, missed: float) -
     assert coverage == pytest.approx(1 - missed)
 
 
-@pytest.mark.parametrize(("count", "left_out", "missed"), [(1, 0, 2 / 2), (7, 0, 2 / 128), (8, 0, 2 / 256), (9, 1, 4 / 512), (10, 3, 10 / 1024)])
+@pytest.mark.parametrize(
+    ("count", "left_out", "missed"),
+    [(1, 0, 2 / 2), (7, 0, 2 / 128), (8, 0, 2 / 256), (9, 1, 4 / 512), (10, 3, 10 / 1024)],
+)
 def test_signed_ranks_by_hand(count: int, left_out: int, missed: float) -> None:
     """Of 10: subsets of 1..10 that sum to 3 at most are {}, {1}, {2}, {3} and {1, 2}."""
     k, coverage = signed_ranks(count, 0.99)
@@ -51,7 +71,9 @@ def test_a_drift_and_a_neighbour_cancel() -> None:
     assert (found.value, found.low, found.high) == pytest.approx((1.2, 1.2, 1.2))
     assert found.by_launch == pytest.approx((1.2, 1.2))
     assert found.coverage >= 0.99
-    assert unpaired_ratio(machine, 1.2 * machine).low < 1 < unpaired_ratio(machine, 1.2 * machine).high  # alone, these say nothing
+    assert (
+        unpaired_ratio(machine, 1.2 * machine).low < 1 < unpaired_ratio(machine, 1.2 * machine).high
+    )  # alone, these say nothing
 
 
 def test_the_centre_of_the_ratios_by_hand() -> None:

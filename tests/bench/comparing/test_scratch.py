@@ -36,7 +36,10 @@ def interrupt() -> Iterator[Callable[[], None]]:
 
 def hold(checkout: Path, ended_by: Callable[[], None]) -> None:
     """What a comparison with a ref holds, until it ends."""
-    with scratch_directory() as folder, trees.worktree(checkout, trees.resolve(checkout, "HEAD"), folder / "old", checkout):
+    with (
+        scratch_directory() as folder,
+        trees.worktree(checkout, trees.resolve(checkout, "HEAD"), folder / "old", checkout),
+    ):
         assert folder / "old" in trees.worktrees(checkout)
         ended_by()
 
@@ -97,7 +100,11 @@ def test_what_a_killed_comparison_left_goes_with_the_next(checkout: Path, tmp_pa
     ended = subprocess.Popen(["true"])
     ended.wait()
     killed, half = temporary / f"{PREFIX}{ended.pid}-a", tmp_path / f"{PREFIX}{ended.pid}-b"
-    kept = [temporary / f"{PREFIX}{os.getppid()}-a", temporary / f"{PREFIX}notes", temporary / f"stormfast-compare-elsewhere-{ended.pid}-a"]
+    kept = [
+        temporary / f"{PREFIX}{os.getppid()}-a",
+        temporary / f"{PREFIX}notes",
+        temporary / f"stormfast-compare-elsewhere-{ended.pid}-a",
+    ]
     users = tmp_path / "users"
     for each in (killed / "old", half / "old", *(folder / "old" for folder in kept), users):
         git(checkout, "worktree", "add", "--quiet", "--detach", str(each), "HEAD")

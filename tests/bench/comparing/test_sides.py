@@ -47,12 +47,19 @@ def test_a_side_that_timed_other_code_is_refused(tmp_path: Path) -> None:
     ("status", "log", "error", "message"),
     [
         (4, "x\nERROR: Wrong expression\n", UserError, "old: pytest cannot run these benches: Wrong expression"),
-        (4, "ImportError while loading conftest\nE   ModuleNotFoundError: no heap\n", UserError, "ModuleNotFoundError: no heap"),
+        (
+            4,
+            "ImportError while loading conftest\nE   ModuleNotFoundError: no heap\n",
+            UserError,
+            "ModuleNotFoundError: no heap",
+        ),
         (5, "", UserError, "no bench of old is so named"),
         (3, "INTERNALERROR> boom\n", TurnsError, "old: pytest ended with status 3: INTERNALERROR> boom"),
     ],
 )
-def test_what_pytest_refuses_is_one_line(tmp_path: Path, status: int, log: str, error: type[Exception], message: str) -> None:
+def test_what_pytest_refuses_is_one_line(
+    tmp_path: Path, status: int, log: str, error: type[Exception], message: str
+) -> None:
     (tmp_path / "log").write_text(log)
     with pytest.raises(error, match=message) as caught:
         sides.check_status(Side("old", tmp_path, "abc"), status, tmp_path / "log")
@@ -63,9 +70,13 @@ def test_what_pytest_refuses_is_one_line(tmp_path: Path, status: int, log: str, 
 def test_counts_are_taken_in_the_tree_of_the_side(tmp_path: Path) -> None:
     (tmp_path / "tree" / "bench").mkdir(parents=True)
     script = tmp_path / "tree" / "bench" / "counts.py"
-    script.write_text("import os, sys\nprint('kernels are left out: x', file=sys.stderr)\nprint('nothing', file=sys.stderr)\n")
+    script.write_text(
+        "import os, sys\nprint('kernels are left out: x', file=sys.stderr)\nprint('nothing', file=sys.stderr)\n"
+    )
     side = Side("old", tmp_path / "tree", "abc")
-    with pytest.raises(UserError, match=r"^old: bench/counts.py cannot count there: nothing; --no-counts leaves counts out$"):
+    with pytest.raises(
+        UserError, match=r"^old: bench/counts.py cannot count there: nothing; --no-counts leaves counts out$"
+    ):
         sides.run_counts(side, tmp_path)
     with open(script, "a") as file:
         file.write("open(sys.argv[2], 'w').write(os.getcwd() + ' ' + os.environ['STORMFAST_COMMIT'])\n")

@@ -18,7 +18,9 @@ def test_what_cannot_be_copied_is_named(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_worker_has_its_own_temporary_directory_and_not_the_users_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_has_its_own_temporary_directory_and_not_the_users_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import torch._inductor.runtime.cache_dir_utils  # noqa: F401  (sets the variable, once)
 
     monkeypatch.setenv("PYTEST_ADDOPTS", "--collect-only")

@@ -73,11 +73,16 @@ def test_rounds_alternate_so_that_drift_cancels(worker, log: Path) -> None:
     assert session.status == [0, 0]
     assert [told.ids for told in session.told] == [["a", "b", "c"]] * 2
     assert [len(told.queued[bench]) for told in session.told for bench in "ab"] == [4, 3, 4, 3]
-    assert session.told[0].packages == {"stormfast": str(ROOT / "stormfast"), "stormfast_kernels": session.told[0].packages["stormfast_kernels"]}
+    assert session.told[0].packages == {
+        "stormfast": str(ROOT / "stormfast"),
+        "stormfast_kernels": session.told[0].packages["stormfast_kernels"],
+    }
 
 
 def test_the_one_behind_goes_alone_until_both_are_at_the_same_bench(worker, log: Path) -> None:
-    session = run(worker("old", "rounds('a'); rounds('c')"), worker("new", "rounds('a', 2); rounds('b', 3); rounds('c')"))
+    session = run(
+        worker("old", "rounds('a'); rounds('c')"), worker("new", "rounds('a', 2); rounds('b', 3); rounds('c')")
+    )
     assert order(log, "a") == "onnooo"
     assert order(log, "b") == "nnn"
     assert order(log, "c") == "onnoonno"
@@ -101,7 +106,9 @@ def gone(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return True
-    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"  # nobody has asked yet how it ended
+    return (
+        Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    )  # nobody has asked yet how it ended
 
 
 def test_a_worker_that_dies_is_named_with_its_bench(worker) -> None:
@@ -147,7 +154,9 @@ def test_only_a_compared_process_takes_turns(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("value", ["foo", "", "7", "1,2,3", "777,778", "-1,-2", f"{1 << 40},1"])
 def test_descriptors_that_are_none_are_one_line(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv(turns.VARIABLE, value)
-    with pytest.raises(UserError, match=f"^STORMFAST_TURNS must be two open file descriptors, .* got '{value}'; unset it$"):
+    with pytest.raises(
+        UserError, match=f"^STORMFAST_TURNS must be two open file descriptors, .* got '{value}'; unset it$"
+    ):
         turns.join.__wrapped__()
 
 
@@ -177,7 +186,9 @@ def test_waiting_for_a_core_is_told_by_round(monkeypatch: pytest.MonkeyPatch, tm
     os.write(go_write, turns.GO)
     mine.wait("a", 0, 0)
     (tmp_path / "schedstat").write_text("12 3900000000 5\n")
-    monkeypatch.setattr(turns.time, "process_time", turns.time.thread_time)  # a test's process may have threads that run
+    monkeypatch.setattr(
+        turns.time, "process_time", turns.time.thread_time
+    )  # a test's process may have threads that run
     mine._began = (mine._began[0], mine._began[1], 0.0)
     mine.round_over()
     mine.round_over()

@@ -4,12 +4,13 @@ import pytest
 import torch
 
 from bench.counted import phases
-from stormfast import full_step
-from stormfast.compile import Captured, capture_phases
-from stormfast.config import PRESETS, TrainConfig, override
-from stormfast.counting import count
-from stormfast.full_step import count_phases, time_phases
+from stormfast.compile import GraphedCall, capture_updates
+from stormfast.config import PRESETS, TrainConfig
+from stormfast.measure import phases as full_step
+from stormfast.measure.op_counts import count
+from stormfast.measure.phases import count_phases, time_phases
 from stormfast.replay import Replay
+from stormfast.schema import override
 from stormfast.train import advance
 
 
@@ -18,7 +19,7 @@ def test_no_phase_but_acting_reads_from_the_device_and_kernels_launch_as_on_a_gp
     counts = phases.as_run(preset)
     reads = {phase: asked.host_reads for phase, asked in counts.items()}
     (action,) = reads.pop("act")
-    assert action.startswith("cpu at stormfast/act.py")
+    assert action.startswith("cpu at stormfast/player.py")
     assert not any(reads.values()), reads
     config = phases.full_config(preset)
     steps = counts["imagination"].operators["stormfast.cached_attention_step"]
@@ -31,7 +32,12 @@ def launches(config: TrainConfig) -> dict[str, int]:
 
 
 def test_launches_do_not_depend_on_widths():
-    wider = {"world_model.channels": (3, 5, 6, 7), "world_model.width": 48, "world_model.categoricals": 5, "world_model.classes": 7}
+    wider = {
+        "world_model.channels": (3, 5, 6, 7),
+        "world_model.width": 48,
+        "world_model.categoricals": 5,
+        "world_model.classes": 7,
+    }
     wider |= {"world_model.batch_size": 3, "world_model.batch_length": 9, "imagination.batch_size": 7, "agent.width": 9}
     tiny = phases.small_config("tiny")
     assert launches(override(tiny, wider)) == launches(tiny)
@@ -75,18 +81,18 @@ def test_the_work_of_a_refresh_is_that_counted_by_hand(preset):
 def test_captured_phases_are_counted_as_written(monkeypatch):
     with phases.warm_run(phases.small_config("tiny")) as run:
         eager = count_phases(run)
-        capture_phases(run.phases, run.collector.player)
+        capture_updates(run.updates, run.collector.player)
         monkeypatch.setattr(full_step, "compile_mode", lambda run: "graphs")
         times = time_phases(run, 2)
         assert all(len(seconds) == 2 and min(seconds) > 0 for seconds in times.values())
-        captured = run.collector.player.decide
-        assert isinstance(captured, Captured)
+        captured = run.collector.player.act_on_device
+        assert isinstance(captured, GraphedCall)
         assert count_phases(run) == eager
-        assert run.collector.player.decide is captured
+        assert run.collector.player.act_on_device is captured
 
 
 def test_a_step_of_the_loop_reads_an_action_and_nothing_else():
     with phases.warm_run(phases.small_config("tiny")) as run:
         counts = count(lambda: [advance(run) for _ in range(5)], torch.device("cpu"))
     assert len(counts.host_reads) == 5
-    assert {read.partition(":")[0] for read in counts.host_reads} == {"cpu at stormfast/act.py"}
+    assert {read.partition(":")[0] for read in counts.host_reads} == {"cpu at stormfast/player.py"}

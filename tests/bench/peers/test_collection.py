@@ -16,9 +16,9 @@ import pytest
 from bench.peers import collection, collection_backends, collection_workers
 from bench.peers.collection_backends import BACKENDS, AdaptedVectorEnv, backends_of, check
 from bench.peers.collection_workers import CONFIG, Stepper, measure
-from stormfast.batch import EnvStep
 from stormfast.envs import make_env
 from stormfast.envs.vector import VectorEnv
+from stormfast.records import EnvStep
 
 ROOT = Path(collection.__file__).resolve().parents[2]
 
@@ -37,7 +37,10 @@ def test_atari_frames_are_those_of_the_bare_emulator(name: str) -> None:
 @pytest.mark.parametrize("name", backends_of("Catch"))
 def test_built_in_frames_and_steps(name: str) -> None:
     """Also beyond episodes' ends, where flags and rewards must be those of stormfast's own backend."""
-    env, ours = BACKENDS[name].make("Catch", CONFIG, 3, 5, False), make_env("Catch", CONFIG, num_envs=3, backend="auto", seed=5)
+    env, ours = (
+        BACKENDS[name].make("Catch", CONFIG, 3, 5, False),
+        make_env("Catch", CONFIG, num_envs=3, backend="auto", seed=5),
+    )
     found = check(env, "Catch", CONFIG, 5)
     assert (found["honest"], found["max_difference"], found["starts"]) == (True, 0, [5, 6])
     env.close()
@@ -95,7 +98,10 @@ def _into_buffer(obs: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(
     ("alter", "why"),
     [
-        (lambda obs, reward: (obs.mean(1, keepdims=True).astype(np.uint8), reward), r"frames must be uint8 .*, got uint8 \(2, 1, 64, 64\)"),
+        (
+            lambda obs, reward: (obs.mean(1, keepdims=True).astype(np.uint8), reward),
+            r"frames must be uint8 .*, got uint8 \(2, 1, 64, 64\)",
+        ),
         (lambda obs, reward: (np.broadcast_to(obs[:, 1:2], obs.shape).copy(), reward), "frames have no colours"),
         (lambda obs, reward: (obs.astype(np.float32), reward), r"frames must be uint8 .*, got float32"),
         (lambda obs, reward: (obs[:, ::-1].copy(), reward), "on average: another picture"),
@@ -113,7 +119,9 @@ def test_dishonest_frames_are_found(alter: Any, why: str) -> None:
 
 
 def test_another_rounding_is_honest_but_said() -> None:
-    found = check(Altered(lambda obs, reward: (np.where(obs < 255, obs + 1, obs).astype(np.uint8), reward)), "Catch", CONFIG, 5)
+    found = check(
+        Altered(lambda obs, reward: (np.where(obs < 255, obs + 1, obs).astype(np.uint8), reward)), "Catch", CONFIG, 5
+    )
     assert found["honest"]
     assert found["why"].startswith("frames differ by up to 1 levels, ")
 
@@ -154,8 +162,14 @@ def test_processor_time_counts_threads_and_children() -> None:
         f"child = subprocess.Popen([sys.executable, '-c', {code + chr(10) + 'print(flush=True); time.sleep(60)'!r}], stdout=subprocess.PIPE);"
         "child.stdout.readline(); print(cpu_seconds() - before); child.kill()"
     )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, env=environment, check=True)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, env=environment, check=True
+    )
     assert 0.25 < float(done.stdout) < 0.6
 
 
@@ -172,7 +186,9 @@ def serve_oddly(pipe: Connection, game: str, num_envs: int, name: str) -> None:
             os.abort()
         if name == "hangs":
             time.sleep(60)
-        collection_workers._send(pipe, {"steps": 100 * question["seconds"], "resets": 1, "seconds": question["seconds"], "cpu_seconds": 0.25})
+        collection_workers._send(
+            pipe, {"steps": 100 * question["seconds"], "resets": 1, "seconds": question["seconds"], "cpu_seconds": 0.25}
+        )
 
 
 def test_a_library_that_fails_is_one_row() -> None:
@@ -214,7 +230,15 @@ def test_an_exception_of_a_library_is_its_first_line() -> None:
 
 def row(name: str, rates: list[float], *, honest: bool = True, why: str = "", num_envs: int = 4) -> dict[str, Any]:
     timed = {"rates": rates, "median": sorted(rates)[len(rates) // 2], "steps": 2000, "cpu_seconds": 0.9}
-    return {"game": "Pong", "num_envs": num_envs, "backend": name, "failure": "", "honest": honest, "why": why, "vector_env": timed}
+    return {
+        "game": "Pong",
+        "num_envs": num_envs,
+        "backend": name,
+        "failure": "",
+        "honest": honest,
+        "why": why,
+        "vector_env": timed,
+    }
 
 
 def test_table() -> None:
@@ -224,7 +248,14 @@ def test_table() -> None:
     wrong = row("SyncVectorEnv", [9000, 9000, 9000], honest=False, why="frames have no colours")
     rows = [row("ale", [2000, 1000, 2500]), failed, fast, wrong]
     verdict = collection.compare(rows, "ale")
-    assert verdict == {"game": "Pong", "num_envs": 4, "auto": "ale", "fastest": "AtariVectorEnv", "fastest_of_ours": "ale", "clear": False}
+    assert verdict == {
+        "game": "Pong",
+        "num_envs": 4,
+        "auto": "ale",
+        "fastest": "AtariVectorEnv",
+        "fastest_of_ours": "ale",
+        "clear": False,
+    }
     lines = collection.markdown({"rows": rows, "verdicts": [verdict]}).splitlines()
     assert lines[2:] == [
         "| Pong | 4 | ale (auto) | 2000 (1000-2500) | 1.00 (1.00-1.00) | 450 | - | identical |",
@@ -237,7 +268,9 @@ def test_table() -> None:
     assert all(line.count("|") == lines[0].count("|") for line in lines[:6])
 
 
-@pytest.mark.parametrize(("rates", "clear"), [([1001, 2002, 1501], True), ([1001, 1999, 3000], False), ([900, 900, 900], False)])
+@pytest.mark.parametrize(
+    ("rates", "clear"), [([1001, 2002, 1501], True), ([1001, 1999, 3000], False), ([900, 900, 900], False)]
+)
 def test_auto_is_beaten_only_when_beaten_in_each_round(rates: list[float], clear: bool) -> None:
     verdict = collection.compare([row("ale", rates), row("envpool", [1000, 2000, 1500])], "envpool")
     assert verdict["clear"] == clear
@@ -267,7 +300,9 @@ ONE = "--num-envs 2 --seconds 0.05 --rounds 2".split()
 
 
 @pytest.mark.slow
-def test_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_from_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "collection.json"
     done = script("--games", "Breakout", *ONE, "--backends", "AtariVectorEnv", "--json", str(path))
     assert done.returncode == 0, done.stderr
@@ -280,7 +315,9 @@ def test_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         assert 10 < measured[way]["median"] < 1e6
     assert str(ROOT) not in path.read_text()
     assert str(tmp_path) not in path.read_text()
-    assert result["command"].startswith("python bench/peers/collection.py --games Breakout --num-envs 2 --seconds 0.05 --rounds 2")
+    assert result["command"].startswith(
+        "python bench/peers/collection.py --games Breakout --num-envs 2 --seconds 0.05 --rounds 2"
+    )
     assert "| Breakout | 2 | AtariVectorEnv | " in done.stdout
     assert "Breakout x 2: auto takes envpool; the fastest is AtariVectorEnv" in done.stdout
     monkeypatch.setattr(sys, "argv", ["bench/peers/collection.py", "--table", str(path)])
@@ -302,7 +339,10 @@ def test_every_library_from_the_command_line(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         ("--games Pongg", "Unknown game 'Pongg'"),
-        ("--games Catch --backends envpool", "--backends must be of gymnasium, AsyncVectorEnv, SyncVectorEnv for Catch, got envpool."),
+        (
+            "--games Catch --backends envpool",
+            "--backends must be of gymnasium, AsyncVectorEnv, SyncVectorEnv for Catch, got envpool.",
+        ),
         ("--num-envs 0", "num_envs must be >= 1"),
         ("--seconds 0", "--seconds must be > 0"),
         ("--seconds nan", "--seconds must be > 0"),
@@ -313,7 +353,9 @@ def test_every_library_from_the_command_line(tmp_path: Path) -> None:
         ("--table nowhere.json", "--table must be a file that --json wrote, but nowhere.json"),
     ],
 )
-def test_bad_arguments_are_one_line(arguments: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_arguments_are_one_line(
+    arguments: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(sys, "argv", ["bench/peers/collection.py", *arguments.split()])
     assert collection.main() == 2
     error = capsys.readouterr().err

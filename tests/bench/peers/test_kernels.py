@@ -31,7 +31,11 @@ def _reference(monkeypatch: pytest.MonkeyPatch) -> None:
 def cases(dtype: torch.dtype = torch.float32) -> list[Case]:
     """Small and odd, without what takes the compiler."""
     shape = (5, 3, 7)
-    found = [sampling_case(shape, dtype), *(gradient_case(shape, dtype, sample=sample) for sample in (True, False)), attention_case(ODD, dtype)]
+    found = [
+        sampling_case(shape, dtype),
+        *(gradient_case(shape, dtype, sample=sample) for sample in (True, False)),
+        attention_case(ODD, dtype),
+    ]
     for case in found:
         for name in [name for name in case.writers if name.endswith("compiled")]:
             del case.writers[name]
@@ -81,17 +85,23 @@ def test_samples_of_another_distribution_are_found() -> None:
 def test_another_gradient_is_found() -> None:
     case = of("sample, forward + backward")
     with pytest.raises(AssertionError, match="differs from the reference"):
-        check(case, lambda logits, cotangent: with_gradient(lambda x: peers.sample_unchecked(x) * 1.05, logits, cotangent))
+        check(
+            case, lambda logits, cotangent: with_gradient(lambda x: peers.sample_unchecked(x) * 1.05, logits, cotangent)
+        )
     case = of("log-probabilities, forward + backward")
     with pytest.raises(AssertionError, match="differs from the reference"):
         check(case, lambda logits, cotangent: with_gradient(lambda x: x.log_softmax(-1), logits, cotangent))
 
 
-def forgets_the_value(query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor, length: Tensor, past: Tensor) -> Tensor:
+def forgets_the_value(
+    query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor, length: Tensor, past: Tensor
+) -> Tensor:
     return peers.attend_ours(query, key, value, keys, values.clone(), length, past)
 
 
-def leaves_out_the_newest(query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor, length: Tensor, past: Tensor) -> Tensor:
+def leaves_out_the_newest(
+    query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor, length: Tensor, past: Tensor
+) -> Tensor:
     out = peers.attend_static(query, key, value, keys.clone(), values.clone(), length - 1, past)
     peers.attend_ours(query, key, value, keys, values, length, past)
     return out
@@ -160,7 +170,9 @@ def test_the_presets_shapes_on_cuda() -> None:
         ("--table nowhere.json", "--table must be a file that --json of this script wrote, but nowhere.json"),
     ],
 )
-def test_bad_arguments_are_one_line(arguments: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_arguments_are_one_line(
+    arguments: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(sys, "argv", ["bench/peers/kernels.py", *arguments.split()])
     assert kernels.main() == 2
     error = capsys.readouterr().err
@@ -173,13 +185,29 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     """Compiled ones too."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1"}
     environment.pop("PYTHONPATH", None)
-    command = [sys.executable, "bench/peers/kernels.py", "--rounds", "4", "--threads", "1", "--json", str(tmp_path / "x.json")]
+    command = [
+        sys.executable,
+        "bench/peers/kernels.py",
+        "--rounds",
+        "4",
+        "--threads",
+        "1",
+        "--json",
+        str(tmp_path / "x.json"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "x.json").read_text())
     assert len(result["rows"]) == 4 + 4 + 4 + 5
     assert result["command"] == "python bench/peers/kernels.py --device cpu --threads 1 --rounds 4"
     assert str(ROOT) not in (tmp_path / "x.json").read_text()
-    again = subprocess.run([*command[:2], "--table", str(tmp_path / "x.json")], capture_output=True, text=True, cwd=ROOT, env=environment, check=True)
+    again = subprocess.run(
+        [*command[:2], "--table", str(tmp_path / "x.json")],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment,
+        check=True,
+    )
     assert again.stdout == done.stdout
     assert "| sample | [128, 16, 16] | float32 | stormfast | " in done.stdout

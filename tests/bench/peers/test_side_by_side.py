@@ -37,7 +37,9 @@ def test_a_slower_call_is_found_slower(slower: float, found: bool, monkeypatch: 
         return lambda: seconds * rng.lognormvariate(0, 0.05) * (1 + next(clock) / 32)
 
     monkeypatch.setattr(side_by_side, "timed", lambda call, device: call())
-    over = compare(take_turns({"ours": takes(0.1), "theirs": takes(0.1 * slower)}, 16, CPU), "ours")["theirs"]["over_ours"]
+    over = compare(take_turns({"ours": takes(0.1), "theirs": takes(0.1 * slower)}, 16, CPU), "ours")["theirs"][
+        "over_ours"
+    ]
     assert (over["low"] > 1.05) == found
     assert over["low"] < slower < over["high"]
     assert over["coverage"] >= 0.99
@@ -66,7 +68,9 @@ def test_seconds_are_those_of_a_call() -> None:
 
 def test_over_text() -> None:
     assert over_text({}) == "1"
-    assert over_text({"over_ours": {"value": 2.104, "low": 1.95, "high": 2.3149, "coverage": 0.99}}) == "2.10 (1.95-2.31)"
+    assert (
+        over_text({"over_ours": {"value": 2.104, "low": 1.95, "high": 2.3149, "coverage": 0.99}}) == "2.10 (1.95-2.31)"
+    )
 
 
 def given(**changes: Any) -> argparse.Namespace:
@@ -101,7 +105,12 @@ def test_the_command_makes_the_result_again(tmp_path: Path) -> None:
     assert [row["a"] for row in result["rows"]] == [1, 2]
     assert len(result["load"]) == 3
     line = side_by_side.heading(result)
-    assert result["machine"]["commit"] in line and result["date"] in line and result["machine"]["device"] in line and result["command"] in line
+    assert (
+        result["machine"]["commit"] in line
+        and result["date"] in line
+        and result["machine"]["device"] in line
+        and result["command"] in line
+    )
     with pytest.raises(ValueError, match="not JSON compliant"):
         side_by_side.add(result, [{"a": math.nan}], tmp_path / "x.json")
     result["rows"].clear()

@@ -19,9 +19,10 @@ from bench.peers import side_by_side, world_model
 from bench.peers.side_by_side import CheckError
 from bench.peers.sizes import NUM_ACTIONS, Sizes, sizes_of
 from bench.peers.world_model import OURS, PARTS, Update, check, measure, our_updates, random_batch, rival_updates
-from stormfast.config import override, preset_config
-from stormfast.counting import count
+from stormfast.config import preset_config
 from stormfast.errors import UserError
+from stormfast.measure.op_counts import count
+from stormfast.schema import override
 
 CPU = torch.device("cpu")
 TINY = preset_config("tiny", "standard")
@@ -101,7 +102,14 @@ def test_rows_say_what_was_counted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_cells() -> None:
-    row = {"preset": "cpu", "precision": "float32", "part": "agent", "library": "torchrl", "seconds": 0.1234, "seconds_iqr": 0.0044}
+    row = {
+        "preset": "cpu",
+        "precision": "float32",
+        "part": "agent",
+        "library": "torchrl",
+        "seconds": 0.1234,
+        "seconds_iqr": 0.0044,
+    }
     row |= {"over_ours": {"value": 0.8123, "low": 0.79, "high": 0.834, "coverage": 0.99}}
     row |= {"flops": 5_623_414_784, "launches": 1930, "host_reads": 20, "parameters": 399_889, "starts": 0}
     assert world_model.cells(row) == [
@@ -134,7 +142,9 @@ def test_without_torchrl_it_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys:
         ("--table nowhere.json", "--table must be a file that --json of this script wrote, but nowhere.json"),
     ],
 )
-def test_bad_arguments_are_one_line(arguments: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_arguments_are_one_line(
+    arguments: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(sys, "argv", ["bench/peers/world_model.py", *arguments.split()])
     assert world_model.main() == 2
     error = capsys.readouterr().err
@@ -218,7 +228,12 @@ def test_its_convolutions_are_counted_as_by_hand(dreamer: Callable[..., Any]) ->
         model = dreamer(kernel)
         update = model.world_model_update(model.sample(random_batch(SIZES.batch, SIZES.length, CPU)))
         flops[kernel] = count(update, CPU).flops
-    encoder = [3 * 4 * 32**2 * 2, 4 * 8 * 16**2 * 3, 8 * 16 * 8**2 * 3, 16 * 32 * 4**2 * 3]  # channels in, out, places of the output, passes
+    encoder = [
+        3 * 4 * 32**2 * 2,
+        4 * 8 * 16**2 * 3,
+        8 * 16 * 8**2 * 3,
+        16 * 32 * 4**2 * 3,
+    ]  # channels in, out, places of the output, passes
     decoder = [32 * 16 * 4**2 * 3, 16 * 8 * 8**2 * 3, 8 * 4 * 16**2 * 3, 4 * 3 * 32**2 * 3]  # places of the input
     assert flops[5] - flops[3] == 2 * 16 * SIZES.batch * SIZES.length * sum(encoder + decoder)
 
@@ -231,7 +246,11 @@ def test_its_autocast_ends_before_backward(rival: Any, part: str, precision: tor
     sample = model.sample(random_batch(SIZES.batch, SIZES.length, CPU))
     updates = {"world_model": model.world_model_update, "agent": lambda _: model.agent_update(model.starts())}
     update = updates.get(part, lambda given: model.whole_update(given, eager=False))(sample)
-    layer = next(module for module in (model.parts.critic if part == "agent" else model.parts.world_model).modules() if isinstance(module, nn.Linear))
+    layer = next(
+        module
+        for module in (model.parts.critic if part == "agent" else model.parts.world_model).modules()
+        if isinstance(module, nn.Linear)
+    )
     seen: dict[str, Any] = {}
     layer.register_forward_hook(lambda module, given, out: seen.update(forward=out.dtype))
     layer.weight.register_hook(lambda gradient: seen.update(backward=torch.is_autocast_enabled("cpu")))
@@ -252,9 +271,13 @@ def test_its_rollout_is_stepped(dreamer: Callable[..., Any]) -> None:
     assert ours[8] == ours[4]
 
 
-def test_a_whole_result(rival: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_whole_result(
+    rival: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = "--preset tiny --precision float32 --kernel-size 3 --rounds 2 --part world_model --part agent"
-    monkeypatch.setattr(sys, "argv", ["bench/peers/world_model.py", *arguments.split(), "--json", str(tmp_path / "x.json")])
+    monkeypatch.setattr(
+        sys, "argv", ["bench/peers/world_model.py", *arguments.split(), "--json", str(tmp_path / "x.json")]
+    )
     assert world_model.main() == 0
     printed = capsys.readouterr().out
     assert "| tiny | float32 | world model | torchrl, kernel 3 | " in printed
@@ -270,4 +293,15 @@ def test_torchrl_without_dreamer_is_one_line(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(world_model.importlib, "import_module", no_module)
     with pytest.raises(UserError, match="cannot import name 'DreamerV3Loss'"):
-        world_model.run(Namespace(rounds=2, threads=None, json=None, device="cpu", kernel_size=None, preset=None, part=None, precision=None))
+        world_model.run(
+            Namespace(
+                rounds=2,
+                threads=None,
+                json=None,
+                device="cpu",
+                kernel_size=None,
+                preset=None,
+                part=None,
+                precision=None,
+            )
+        )

@@ -12,7 +12,9 @@ import pytest
 
 from bench.suite.process import Ended, Signals, last_lines, run
 
-STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('begun', flush=True); time.sleep(60)"
+STUBBORN = (
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('begun', flush=True); time.sleep(60)"
+)
 SAVES = """
 import signal, sys, time
 def leave(number, frame):
@@ -26,7 +28,9 @@ time.sleep(60)
 
 def python(code: str, tmp_path: Path, limit: float = 30, grace: float = 5, **more) -> tuple[Ended, str]:
     log = tmp_path / "log"
-    ended = run([sys.executable, "-c", code], log=log, limit=limit, grace=grace, signals=more.pop("signals", Signals()), **more)
+    ended = run(
+        [sys.executable, "-c", code], log=log, limit=limit, grace=grace, signals=more.pop("signals", Signals()), **more
+    )
     return ended, log.read_text()
 
 

@@ -35,14 +35,21 @@ def test_outcomes_of_tests_are_counted_and_failures_named(tmp_path: Path) -> Non
     found = readers.tests(write(tmp_path, LOG), NOTHING)
     failures = found.pop("failures")
     assert found == {"passed": 2, "failed": 1, "error": 1, "skipped": 1}
-    assert [failure["test"] for failure in failures] == ["tests/test_gpu.py::test_c[a b - c]", "tests/test_gpu.py::test_d", "tests/other.py"]
+    assert [failure["test"] for failure in failures] == [
+        "tests/test_gpu.py::test_c[a b - c]",
+        "tests/test_gpu.py::test_d",
+        "tests/other.py",
+    ]
     assert failures[1]["reason"] == "RuntimeError: no" and failures[2]["reason"] == ""
 
 
 def test_a_gpu_whose_tests_were_all_skipped_is_not_passed(tmp_path: Path) -> None:
     assert readers.gpu_tests(write(tmp_path, LOG), NOTHING) == readers.tests(write(tmp_path, LOG), NOTHING)
     with pytest.raises(ValueError, match="no test ran on the GPU: 1 were skipped"):
-        readers.gpu_tests(write(tmp_path, "tests/test_gpu.py::test_b SKIPPED (no CUDA device)                       [100%]\n"), NOTHING)
+        readers.gpu_tests(
+            write(tmp_path, "tests/test_gpu.py::test_b SKIPPED (no CUDA device)                       [100%]\n"),
+            NOTHING,
+        )
 
 
 def test_a_killed_pytest_leaves_its_lines(tmp_path: Path) -> None:
@@ -59,12 +66,17 @@ def test_records_of_benches(tmp_path: Path) -> None:
 
 def test_a_profile_without_its_operators(tmp_path: Path) -> None:
     document = {"step_ms": 2.5, "phases": {"act": {"ms": 1, "operators": {"mm": 3}}}}
-    assert readers.profile(NOTHING, write(tmp_path, json.dumps(document))) == {"step_ms": 2.5, "phases": {"act": {"ms": 1}}}
+    assert readers.profile(NOTHING, write(tmp_path, json.dumps(document))) == {
+        "step_ms": 2.5,
+        "phases": {"act": {"ms": 1}},
+    }
 
 
 def test_memory_without_its_peaks(tmp_path: Path) -> None:
     document = {"presets": [{"preset": "storm", "bytes": {"total": 1}, "peaks": {"act": {}}}]}
-    assert readers.memory(NOTHING, write(tmp_path, json.dumps(document))) == {"presets": [{"preset": "storm", "bytes": {"total": 1}}]}
+    assert readers.memory(NOTHING, write(tmp_path, json.dumps(document))) == {
+        "presets": [{"preset": "storm", "bytes": {"total": 1}}]
+    }
 
 
 def test_problems_of_doctor(tmp_path: Path) -> None:

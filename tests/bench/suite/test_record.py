@@ -13,7 +13,16 @@ from bench.suite.record import LOGS, only_one, open_record, writable_folder
 from stormfast.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
-MACHINE = {"device": "Fake GPU", "commit": "abc", "dirty": False, "torch": "2", "cuda": None, "triton": None, "python": "3", "threads": 1}
+MACHINE = {
+    "device": "Fake GPU",
+    "commit": "abc",
+    "dirty": False,
+    "torch": "2",
+    "cuda": None,
+    "triton": None,
+    "python": "3",
+    "threads": 1,
+}
 TODAY = time.strftime("%Y-%m-%d")
 
 
@@ -80,7 +89,16 @@ def test_a_result_with_a_damaged_part_is_one_line(damage: dict, tmp_path: Path) 
 
 def test_a_training_row_without_its_run_is_one_line(tmp_path: Path) -> None:
     record = open_record(tmp_path, dict(MACHINE), fresh=True)
-    row = {"game": "Pong", "preset": "tiny", "seed": 0, "step": 1, "steps": 2, "status": "paused", "training_seconds": 1, "calls": []}
+    row = {
+        "game": "Pong",
+        "preset": "tiny",
+        "seed": 0,
+        "step": 1,
+        "steps": 2,
+        "status": "paused",
+        "training_seconds": 1,
+        "calls": [],
+    }
     record.put_training(row | {"run": "a", "evaluate_command": "e"})
     record.path.write_text(record.path.read_text().replace('"run"', '"ran"'))
     with pytest.raises(UserError, match="move it away"):
@@ -90,7 +108,14 @@ def test_a_training_row_without_its_run_is_one_line(tmp_path: Path) -> None:
 def test_no_path_of_this_machine_is_kept(tmp_path: Path) -> None:
     site = tmp_path / "site-1"
     record = open_record(tmp_path, dict(MACHINE), fresh=True, site=site)
-    tail = [f"{ROOT}/bench/x.py:3", f"at {ROOT}", f"{site}/gymnasium/core.py", f"{sys.prefix}/lib/python", f"{Path.home()}/.cache", f"{ROOT}-other"]
+    tail = [
+        f"{ROOT}/bench/x.py:3",
+        f"at {ROOT}",
+        f"{site}/gymnasium/core.py",
+        f"{sys.prefix}/lib/python",
+        f"{Path.home()}/.cache",
+        f"{ROOT}-other",
+    ]
     record.put_stage({"stage": "a", "status": "failed", "command": "x", "tail": tail})
     kept = json.loads(record.path.read_text())["stages"][0]["tail"]
     assert kept[:3] == ["bench/x.py:3", "at .", "SITE/gymnasium/core.py"]
@@ -100,10 +125,22 @@ def test_no_path_of_this_machine_is_kept(tmp_path: Path) -> None:
 
 def test_training_rows_are_one_a_run(tmp_path: Path) -> None:
     record = open_record(tmp_path, dict(MACHINE), fresh=True)
-    row = {"game": "Pong", "preset": "tiny", "seed": 0, "steps": 2, "status": "paused", "training_seconds": 1, "calls": [], "evaluate_command": "e"}
+    row = {
+        "game": "Pong",
+        "preset": "tiny",
+        "seed": 0,
+        "steps": 2,
+        "status": "paused",
+        "training_seconds": 1,
+        "calls": [],
+        "evaluate_command": "e",
+    }
     for run, step in (("Pong", 1), ("Catch", 1), ("Pong", 2)):
         record.put_training(row | {"run": run, "step": step})
-    assert [(row["run"], row["step"]) for row in json.loads(record.path.read_text())["training"]] == [("Catch", 1), ("Pong", 2)]
+    assert [(row["run"], row["step"]) for row in json.loads(record.path.read_text())["training"]] == [
+        ("Catch", 1),
+        ("Pong", 2),
+    ]
 
 
 def test_a_folder_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> None:

@@ -18,7 +18,16 @@ from bench.suite.run import Around, environment, run_stages
 from bench.suite.stages import Stage
 
 ROOT = Path(__file__).resolve().parents[3]
-MACHINE = {"device": "Fake GPU", "commit": "abc", "dirty": False, "torch": "2", "cuda": None, "triton": None, "python": "3", "threads": 1}
+MACHINE = {
+    "device": "Fake GPU",
+    "commit": "abc",
+    "dirty": False,
+    "torch": "2",
+    "cuda": None,
+    "triton": None,
+    "python": "3",
+    "threads": 1,
+}
 WRITES = "import pathlib, sys; pathlib.Path(sys.argv[1]).write_text('{\"n\": 3}')"
 
 
@@ -27,7 +36,14 @@ def read_json(log: Path, output: Path) -> dict:
 
 
 def stage(name: str, code: str, *, limit: float = 20, least: float = 1, **more) -> Stage:
-    return Stage(name, ("-c", code, *more.pop("words", ())), limit, least, more.pop("read", lambda log, output: {"said": log.read_text()}), **more)
+    return Stage(
+        name,
+        ("-c", code, *more.pop("words", ())),
+        limit,
+        least,
+        more.pop("read", lambda log, output: {"said": log.read_text()}),
+        **more,
+    )
 
 
 @pytest.fixture
@@ -108,12 +124,17 @@ def test_what_did_not_run_does_not_displace_what_did(record: Record) -> None:
 
 
 def test_an_old_output_is_not_taken_for_a_new_one(record: Record) -> None:
-    writes, fails = (stage("a", code, words=("{output}",), read=read_json, writes=".json") for code in (WRITES, "raise SystemExit(1)"))
+    writes, fails = (
+        stage("a", code, words=("{output}",), read=read_json, writes=".json")
+        for code in (WRITES, "raise SystemExit(1)")
+    )
     assert run([writes], record)[1]["a"]["result"] == {"n": 3}
     assert "result" not in run([fails], record)[1]["a"]
 
 
-def test_stages_run_with_this_checkout_and_without_a_users_choices(record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stages_run_with_this_checkout_and_without_a_users_choices(
+    record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("TRITON_INTERPRET", "STORMFAST_KERNELS", "PYTEST_ADDOPTS", "CUDA_LAUNCH_BLOCKING"):
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("PYTHONPATH", "/elsewhere")
@@ -125,7 +146,13 @@ print({"TRITON_INTERPRET", "STORMFAST_KERNELS", "PYTEST_ADDOPTS", "CUDA_LAUNCH_B
 """
     _, rows = run([stage("a", code, read=lambda log, output: {"said": log.read_text().split()})], record)
     # and no path of this machine
-    assert rows["a"]["result"]["said"] == ["stormfast/__init__.py", "kernels/stormfast_kernels/__init__.py", ".", "/elsewhere", "set()"]
+    assert rows["a"]["result"]["said"] == [
+        "stormfast/__init__.py",
+        "kernels/stormfast_kernels/__init__.py",
+        ".",
+        "/elsewhere",
+        "set()",
+    ]
 
 
 SUITE = """
@@ -145,7 +172,9 @@ with Signals() as signals:
 """
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 128 + 15), (signal.SIGINT, 128 + 2), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 128 + 15), (signal.SIGINT, 128 + 2), (signal.SIGKILL, -9)]
+)
 def test_a_suite_that_is_stopped_keeps_what_it_had(number: signal.Signals, status: int, tmp_path: Path) -> None:
     code = SUITE.format(path=[str(ROOT), str(ROOT / "kernels")], folder=str(tmp_path), machine=MACHINE)
     suite = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

@@ -18,7 +18,9 @@ def commands(device: str, **more) -> dict[str, str]:
 def test_a_cuda_device_gets_the_presets_and_measures() -> None:
     found = commands("cuda:1", steps=50, game="Breakout")
     assert list(found) == ["doctor", "tests", "profile-storm", "profile-fast", "kernels", "memory", "phases"]
-    assert found["profile-fast"] == "-m stormfast profile --preset fast --game Breakout --device cuda:1 --steps 50 --json"
+    assert (
+        found["profile-fast"] == "-m stormfast profile --preset fast --game Breakout --device cuda:1 --steps 50 --json"
+    )
     assert found["kernels"].endswith("bench/kernels --device cuda:1 --benchmark-json {output}")
     assert found["memory"] == "profiling/memory.py --preset storm --preset fast --measure --json"
     assert " -m gpu tests/" in found["tests"]
@@ -51,7 +53,11 @@ def test_pytest_is_stopped_as_by_ctrl_c() -> None:
 def test_stages_are_chosen_by_name_or_kind() -> None:
     all_of_them = plan("cuda")
     assert choose(all_of_them, None) == all_of_them
-    assert [stage.name for stage in choose(all_of_them, "memory, profile")] == ["profile-storm", "profile-fast", "memory"]
+    assert [stage.name for stage in choose(all_of_them, "memory, profile")] == [
+        "profile-storm",
+        "profile-fast",
+        "memory",
+    ]
     assert [stage.name for stage in choose(all_of_them, "profile-fast")] == ["profile-fast"]
     for names in ("profle", "", "tests,,profle", ","):
         with pytest.raises(ValueError, match="--stages must be some of doctor,"):

@@ -53,7 +53,10 @@ RUN = {
     "ms_per_step": 6.31,
     "evaluation": SCORE,
     "evaluate_command": "stormfast evaluate runs/suite/x --episodes 100",
-    "calls": [{"commit": "abc", "command": "stormfast train --game Pong"}, {"commit": "abc", "command": "stormfast train --game Pong --resume"}],
+    "calls": [
+        {"commit": "abc", "command": "stormfast train --game Pong"},
+        {"commit": "abc", "command": "stormfast train --game Pong --resume"},
+    ],
 }
 DOCUMENT = {
     "machine": {
@@ -84,9 +87,33 @@ DOCUMENT = {
             "date": "2026-01-02 03:04",
             "result": {"passed": 3, "failed": 1},
         },
-        {"stage": "profile-storm", "status": "passed", "reason": "", "seconds": 40.0, "command": "stormfast profile", "date": "d", "result": PROFILE},
-        {"stage": "memory", "status": "passed", "reason": "", "seconds": 5.0, "command": "c", "date": "d", "result": {"presets": [MEMORY]}},
-        {"stage": "phases", "status": "timed out", "reason": "slow", "seconds": 5.0, "command": "c", "date": "d", "result": {"records": [PHASE]}},
+        {
+            "stage": "profile-storm",
+            "status": "passed",
+            "reason": "",
+            "seconds": 40.0,
+            "command": "stormfast profile",
+            "date": "d",
+            "result": PROFILE,
+        },
+        {
+            "stage": "memory",
+            "status": "passed",
+            "reason": "",
+            "seconds": 5.0,
+            "command": "c",
+            "date": "d",
+            "result": {"presets": [MEMORY]},
+        },
+        {
+            "stage": "phases",
+            "status": "timed out",
+            "reason": "slow",
+            "seconds": 5.0,
+            "command": "c",
+            "date": "d",
+            "result": {"records": [PHASE]},
+        },
         {"stage": "kernels", "status": "left out", "reason": "no time", "command": "c", "date": "d"},
     ],
     "training": [RUN],
@@ -117,8 +144,13 @@ def test_every_number_is_in_its_table() -> None:
 
 
 def test_what_is_not_there_has_no_table() -> None:
-    document = copy.deepcopy(DOCUMENT) | {"stages": [{"stage": "tests", "status": "waiting", "command": "c"}], "training": []}
-    document["machine"] = {name: document["machine"][name] for name in ("device", "commit", "torch", "threads")} | {"dirty": True}
+    document = copy.deepcopy(DOCUMENT) | {
+        "stages": [{"stage": "tests", "status": "waiting", "command": "c"}],
+        "training": [],
+    }
+    document["machine"] = {name: document["machine"][name] for name in ("device", "commit", "torch", "threads")} | {
+        "dirty": True
+    }
     text = table.markdown(document)
     busy = DOCUMENT["machine"] | {"memory_free": 148_000_000_000}
     assert "Others" not in table.machine(busy)[0]
@@ -128,7 +160,14 @@ def test_what_is_not_there_has_no_table() -> None:
 
 
 def test_a_run_under_way_has_no_score() -> None:
-    run = RUN | {"status": "paused", "step": 0, "ms_per_step": None, "evaluation": None, "training_seconds": 0.0, "calls": []}
+    run = RUN | {
+        "status": "paused",
+        "step": 0,
+        "ms_per_step": None,
+        "evaluation": None,
+        "training_seconds": 0.0,
+        "calls": [],
+    }
     assert "| Pong | storm, 0 | paused | 0 of 100,000 | 0.0 | - | - | - | - |  |" in table.training([run]).splitlines()
     score = {"mean": 1, "mean_interval_95": [0, 2], "human_normalised": None, "episodes": 5}
     assert "| 1.00 (0.00 - 2.00) | - | 5 |" in table.training([RUN | {"evaluation": score}])

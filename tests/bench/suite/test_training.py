@@ -14,11 +14,21 @@ from bench.suite.process import Signals
 from bench.suite.record import Record, only_one, open_record
 from bench.suite.run import Around, environment
 from bench.suite.training import Training, curve, go_on, ms_per_step, saved_step
-from stormfast.config import TrainConfig, to_json
+from stormfast.config import TrainConfig
 from stormfast.errors import UserError
+from stormfast.schema import to_json
 
 ROOT = Path(__file__).resolve().parents[3]
-MACHINE = {"device": "Fake GPU", "commit": "abc", "dirty": False, "torch": "2", "cuda": None, "triton": None, "python": "3", "threads": 1}
+MACHINE = {
+    "device": "Fake GPU",
+    "commit": "abc",
+    "dirty": False,
+    "torch": "2",
+    "cuda": None,
+    "triton": None,
+    "python": "3",
+    "threads": 1,
+}
 CONFIG = to_json(TrainConfig())
 FAKE = """
 import json, signal, sys, time
@@ -70,7 +80,9 @@ def fake(tmp_path: Path) -> Path:
     return path
 
 
-def make(tmp_path: Path, fake: Path, game: str = "Pong", steps: int = 30, episodes: int = 3, more: tuple[str, ...] = ()) -> Training:
+def make(
+    tmp_path: Path, fake: Path, game: str = "Pong", steps: int = 30, episodes: int = 3, more: tuple[str, ...] = ()
+) -> Training:
     return Training(game, "tiny", 0, steps, episodes, tmp_path / "a run", "cpu", more, (str(fake),))
 
 
@@ -105,7 +117,11 @@ def test_a_run_in_many_calls(tmp_path: Path, fake: Path, record: Record, monkeyp
         if status != 3:
             break
     assert (status, row["status"], row["step"]) == (0, "finished", 250)
-    assert len(row["calls"]) >= 2 and "--resume" not in row["calls"][0]["command"] and row["calls"][-1]["command"].endswith("--resume")
+    assert (
+        len(row["calls"]) >= 2
+        and "--resume" not in row["calls"][0]["command"]
+        and row["calls"][-1]["command"].endswith("--resume")
+    )
     assert [made["steps"][0] for made in row["calls"][1:]] == [made["steps"][1] for made in row["calls"][:-1]]
     assert row["wall_seconds"] == pytest.approx(sum(made["wall_seconds"] for made in row["calls"]))
     again, same = call(training, record)
@@ -118,14 +134,20 @@ def test_more_episodes_are_another_evaluation(tmp_path: Path, fake: Path, record
     assert row["evaluation"]["episodes"] == 5 and len(row["calls"]) == 1
 
 
-def test_an_evaluation_that_never_fits_is_a_failure(tmp_path: Path, fake: Path, record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_evaluation_that_never_fits_is_a_failure(
+    tmp_path: Path, fake: Path, record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "LEAST_EVALUATION", 0.5)
     monkeypatch.setattr(module, "GRACE", 0.5)
     slow = make(tmp_path, fake, episodes=1000)
     status, row = call(slow, record, seconds=2)
     assert (status, row["status"]) == (3, "trained") and "the next call has more time" in row["reason"]
     status, row = call(slow, record, seconds=2)
-    assert (status, row["status"]) == (1, "failed") and "1000 episodes did not fit in" in row["reason"] and "fewer --episodes" in row["reason"]
+    assert (
+        (status, row["status"]) == (1, "failed")
+        and "1000 episodes did not fit in" in row["reason"]
+        and "fewer --episodes" in row["reason"]
+    )
 
 
 def test_a_run_that_breaks_is_a_failure(tmp_path: Path, fake: Path, record: Record) -> None:
@@ -184,7 +206,9 @@ def tree(folder: Path) -> dict[str, str]:
     ],
 )
 @pytest.mark.parametrize("game", ["Pong", "Pongg"])
-def test_what_this_call_did_not_make_is_not_removed(files: dict[str, str], game: str, tmp_path: Path, fake: Path, record: Record) -> None:
+def test_what_this_call_did_not_make_is_not_removed(
+    files: dict[str, str], game: str, tmp_path: Path, fake: Path, record: Record
+) -> None:
     put(tmp_path / "a run", files)
     with pytest.raises(UserError, match=r"choose another|is damaged"):
         call(make(tmp_path, fake, game), record)
@@ -192,7 +216,9 @@ def test_what_this_call_did_not_make_is_not_removed(files: dict[str, str], game:
 
 
 @pytest.mark.parametrize("files", [{}, {".git/HEAD": "ref"}])
-def test_bad_input_leaves_a_folder_that_was_there(files: dict[str, str], tmp_path: Path, fake: Path, record: Record) -> None:
+def test_bad_input_leaves_a_folder_that_was_there(
+    files: dict[str, str], tmp_path: Path, fake: Path, record: Record
+) -> None:
     put(tmp_path / "a run", files)
     with pytest.raises(UserError, match="Unknown game"):
         call(make(tmp_path, fake, "Pongg"), record)
@@ -208,7 +234,14 @@ def test_what_a_killed_call_left_unsaved_gives_way(tmp_path: Path, fake: Path, r
     (training.run_dir / "tensorboard").symlink_to(others)
     status, _ = call(training, record)
     assert status == 0 and tree(others) == {"events.out.tfevents.1": "theirs"}
-    assert set(tree(training.run_dir)) == {".lock", "config.json", "metrics.jsonl", "calls.json", "checkpoint/checkpoint.json", "evaluation-30.json"}
+    assert set(tree(training.run_dir)) == {
+        ".lock",
+        "config.json",
+        "metrics.jsonl",
+        "calls.json",
+        "checkpoint/checkpoint.json",
+        "evaluation-30.json",
+    }
 
 
 @pytest.mark.parametrize("text", ["{", "3", '["x"]', '[{"wall_seconds": 1, "commit": "abc"}]'])

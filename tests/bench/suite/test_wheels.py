@@ -18,7 +18,10 @@ def make_wheel(folder: Path, name: str, text: str = "") -> Path:
     path, notes = folder / f"{name}-1.0-py3-none-any.whl", f"{name}-1.0.dist-info"
     with zipfile.ZipFile(path, "w") as wheel:
         wheel.writestr(f"{name}.py", text)
-        wheel.writestr(f"{notes}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\nRequires-Dist: nowhere-to-be-found\n")
+        wheel.writestr(
+            f"{notes}/METADATA",
+            f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\nRequires-Dist: nowhere-to-be-found\n",
+        )
         wheel.writestr(f"{notes}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         wheel.writestr(f"{notes}/RECORD", "")
     return path
@@ -34,7 +37,10 @@ def test_packages_are_installed_once_and_found(tmp_path: Path) -> None:
     given = wheels.sourced(folder, site, {"PYTHONPATH": "/elsewhere", "PATH": os.environ["PATH"]})
     assert given["PYTHONPATH"] == f"{site}{os.pathsep}/elsewhere"
     code = "import planted_one, planted_two; print(planted_one.X)"
-    assert subprocess.run([sys.executable, "-c", code], env=given, capture_output=True, text=True, check=True).stdout == "3\n"
+    assert (
+        subprocess.run([sys.executable, "-c", code], env=given, capture_output=True, text=True, check=True).stdout
+        == "3\n"
+    )
     assert [path.name for path in (tmp_path / "sites").iterdir()] == [site.name]
     make_wheel(folder, "planted_three")
     assert wheels.install(folder, tmp_path / "sites") != site

@@ -1,0 +1,1 @@
+"""The commands of the stormfast program, one file each."""

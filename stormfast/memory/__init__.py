@@ -1,0 +1,1 @@
+"""Memory a run will take, counted before it starts, and memory that is free."""

@@ -1,0 +1,144 @@
+"""Run directories: made, refused, read; and files that are written whole or not at all.
+
+A run is a directory with a config.json. Everything else in it belongs to the module that writes it.
+"""
+
+import dataclasses
+import itertools
+import os
+import time
+from pathlib import Path
+
+from stormfast.config import TrainConfig, from_json
+from stormfast.errors import UserError
+from stormfast.schema import to_json
+
+CONFIG = "config.json"
+PLAN = "plan.json"
+RUNS = Path("runs")
+
+
+def create(config: TrainConfig) -> Path:
+    """Makes the run directory of a config and writes config.json into it; on a resume, rewrites config.json.
+
+    Returns: config.run_dir, or a new runs/GAME/DATE-TIME.
+    Raises: UserError for a directory that holds a run (unless config.resume) or anything else, or cannot be written.
+    """
+    path = Path(config.run_dir) if config.run_dir else None
+    try:
+        if path is None:
+            path = make_default(RUNS / config.game)
+        else:
+            _refuse(path, config.resume)
+            path.mkdir(parents=True, exist_ok=True)
+        saved = dataclasses.replace(config, run_dir=str(path), resume=False)
+        write_whole(path / CONFIG, to_json(saved).encode())
+    except OSError as error:
+        raise UserError(
+            f"--run-dir must be a directory that can be written, but {path or RUNS}: {error.strerror or error}; choose another"
+        ) from None
+    return path
+
+
+def make_default(parent: Path) -> Path:
+    """Makes parent/DATE-TIME, a directory nobody else has. Raises: OSError as the file system gives it."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    for count in itertools.count(1):
+        path = parent / (stamp if count == 1 else f"{stamp}-{count}")  # several may start in one second
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            if not path.exists():  # a file in place of a parent directory: counting on would not help
+                raise
+        else:
+            return path
+    raise AssertionError("itertools.count ends never")
+
+
+def _refuse(path: Path, resume: bool) -> None:
+    """Raises UserError when the directory is in the way of a new run, or holds none to resume."""
+    if resume:
+        load_config(path)
+    elif path.exists() and not path.is_dir():
+        raise UserError(f"--run-dir must be a directory, but {path} is a file; choose another")
+    elif (path / CONFIG).exists():
+        raise UserError(f"{path} already holds a run. Add --resume to go on with it, or choose another --run-dir.")
+    elif path.is_dir() and any(not entry.name.startswith(".") for entry in path.iterdir()):
+        raise UserError(f"--run-dir must be new or empty, but {path} holds other files; choose another")
+
+
+def discard_unused(path: Path) -> None:
+    """Removes a run directory that holds nothing but its config.json and plan.json: the run ended before it began."""
+    files = {entry.name for entry in path.iterdir()}
+    if CONFIG in files and files <= {CONFIG, PLAN}:
+        for name in files:
+            (path / name).unlink()
+        path.rmdir()
+
+
+def load_config(run_dir: Path) -> TrainConfig:
+    """The config saved in a run directory, its run_dir set to where the run is now.
+
+    Raises: UserError for a directory that is missing or no run, and for a config.json that is not what was saved.
+    """
+    path = Path(run_dir) / CONFIG
+    try:
+        _check_is_run(path.parent)
+        text = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+    try:
+        config = from_json(text.decode())
+    except (UserError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+    return dataclasses.replace(config, run_dir=str(path.parent))
+
+
+def _check_is_run(path: Path) -> None:
+    """Raises: UserError where there is no run; OSError for a name that no file can have."""
+    if not path.exists():
+        raise UserError(f"Run directory {path} does not exist.{_hint()}")
+    if not path.is_dir():
+        raise UserError(f"{path} is a file, not a run directory.{_hint()}")
+    if not (path / CONFIG).exists():
+        raise UserError(f"{path} is not a run: it holds no {CONFIG}.{_hint()}")
+
+
+def newest_run() -> Path | None:
+    """The run under runs/ that was started last, if there is one."""
+    configs = sorted(RUNS.glob(f"*/*/{CONFIG}"), key=lambda path: path.stat().st_mtime)
+    return configs[-1].parent if configs else None
+
+
+def _hint() -> str:
+    newest = newest_run()
+    return f" The newest run is {newest}." if newest else " `stormfast train` makes one."
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes a file so that a reader, or a crash at any moment, finds the old content or the new, never a part.
+
+    One writer at a time: the temporary file beside the target has one name, so that an interrupted write leaves no litter
+    behind the next. Raises: OSError as the file system gives it; the old content then stays.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Makes the names in a directory durable: a rename is on disk only after this."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,236 @@
+"""Several runs on one device: which they are, where they are kept, how they are resumed.
+
+stormfast train --game Pong,Breakout --seeds 5
+
+    runs/20260102-030405/         or the --run-dir you gave: the group
+      Pong-seed0/ Pong-seed1/     runs like any other: `stormfast evaluate` and `stormfast train --resume` take each alone
+      Pong-seed0.log ...          what each process printed
+
+The same command with --resume (and the --run-dir) goes on with all of them: finished ones are skipped, and those that never
+began begin, with the settings of the others. A higher --seeds so adds runs to a group.
+
+Each run is a process, and bit for bit the run that its seed makes alone with as many CPU threads. Not threads of one process:
+a run draws from torch's default generators, of which a process has one set, and a run that dies must take no other with it.
+
+How many at once: all with CUDA, one a core without. Measured on two cores of an AMD EPYC that had other work (Catch, bfloat16,
+torch 2.13, before the learner was last changed; medians of 3): an environment step takes this much CPU time, and two seeds so get at most
+
+    preset   one thread   spread over two   two at once, 1 thread each   one after the other, 2 threads
+    cpu          97 ms           133 ms                  20.6 steps/s                     15.0 steps/s
+    tiny         37 ms            74 ms                  53   steps/s                     27   steps/s
+
+and less where a core is shared, which threads that wait for each other feel most: cpu once gave 5.7 steps/s at once and 1.0
+one after the other, with 1.0 to 1.4 cores of other work. CUDA has not been measured.
+"""
+
+import os
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from stormfast.config import SEED, LaunchConfig, TrainConfig, preset_config
+from stormfast.errors import UserError
+from stormfast.memory.estimate import num_fitting
+from stormfast.plan import Plan, plan
+from stormfast.runs.checkpoint import DIRECTORY
+from stormfast.runs.directory import CONFIG, RUNS, discard_unused, load_config, make_default
+from stormfast.runs.manifest import read_manifest
+from stormfast.runs.processes import Planned, Process, watch
+from stormfast.runs.progress import log_line
+from stormfast.schema import check_name, flatten
+
+MOST_ACTIONS = 18  # of any game
+ReadConfig = Callable[[list[str]], LaunchConfig]  # the arguments of `stormfast train` -> what they ask for
+
+
+def train_several(launch: LaunchConfig, args: Sequence[str], read_config: ReadConfig) -> int:
+    """Trains all runs that are asked for, at most launch.parallel at once.
+
+    Args:
+        launch: what args ask for.
+        args: those of `stormfast train`; read again, by read_config, for each run that is resumed.
+    Returns: 0 when every run got its steps, 1 when one failed, 128 + the signal that stopped them.
+    Raises: UserError, before any run starts, for what is wrong with the settings or in the way of a directory.
+    """
+    try:
+        members = resumed_members(launch, args, read_config) if launch.resume else new_members(launch)
+        group = members[0].run_dir.parent
+        group.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        where = launch.run_dir or RUNS
+        raise UserError(
+            f"--run-dir must be a directory that can be written, but {where}: {error.strerror or error}; choose another"
+        ) from None
+    todo = [member for member in members if member.start_step < member.config.steps]
+    decided = plan(members[0].config)
+    parallel = as_many_as_fit(how_many_at_once(launch, len(todo), decided), todo, decided)
+    environment, threads = child_environment(parallel)
+    done = f", {len(members) - len(todo)} of them finished already" if len(todo) < len(members) else ""
+    log_line(f"{len(members)} runs in {group}{done}; {parallel} at once, CPU threads of each: {threads}")
+    if not todo:
+        return 0
+    started = time.monotonic()
+    children, stopped_by = watch(todo, parallel, environment)
+    log_line(summary(children, todo, time.monotonic() - started))
+    if stopped_by:
+        begun = [member for member in members if _has_begun(member.run_dir)]  # of none there is nothing to resume
+        again = [
+            *args,
+            *([] if launch.run_dir else ["--run-dir", str(group)]),
+            *(["--resume"] if begun and not launch.resume else []),
+        ]
+        log_line(f"go on with `stormfast train {shlex.join(again)}`")
+        return 128 + stopped_by
+    return int(any(child.failed for child in children) or len(children) < len(todo))
+
+
+def summary(children: Sequence[Process], todo: Sequence[Planned], seconds: float) -> str:
+    """The last word: how many runs got their steps, and how fast all together."""
+    finished = [child for child in children if child.process.returncode == 0]
+    steps = sum(child.step - child.member.start_step for child in children)
+    line = f"{len(finished)} of {len(todo)} runs finished: {steps:,} steps in {seconds:,.1f} s, {steps / max(seconds, 1e-9):,.1f} steps/s in all"
+    return line + (
+        f"; score one with `stormfast evaluate {shlex.quote(str(finished[0].member.run_dir))}`" if finished else ""
+    )
+
+
+# --- which runs ----------------------------------------------------------------------------------------------------
+
+
+def pairs(launch: LaunchConfig) -> list[tuple[str, int]]:
+    """(game, seed) of each run; the first seed of every game first, so that a table fills evenly."""
+    games = launch.games
+    if len(set(games)) < len(games):
+        raise UserError(f"--game must name each game once, got '{launch.game}'")
+    last = launch.seed + launch.seeds - 1
+    if last not in SEED:
+        raise UserError(
+            f"seed + seeds - 1, the seed of the last run, must be {SEED}, got {launch.seed} + {launch.seeds} - 1 = {last}"
+        )
+    return [(game, launch.seed + k) for k in range(launch.seeds) for game in games]
+
+
+def new_members(launch: LaunchConfig) -> list[Planned]:
+    """The runs of a launch, none of which may exist yet. Raises: UserError; OSError as the file system gives it."""
+    settings, wanted = launch.one_run(), pairs(launch)
+    group = Path(launch.run_dir) if launch.run_dir else make_default(RUNS)
+    if group.exists() and not group.is_dir():
+        raise UserError(f"--run-dir must be a directory, but {group} is a file; choose another")
+    if (group / CONFIG).exists():
+        raise UserError(f"--run-dir must be a directory for several runs, but {group} is a run; choose another")
+    members = [new_member(settings, group, *pair) for pair in wanted]
+    for member in members:
+        if member.run_dir.exists():
+            raise UserError(
+                f"{member.run_dir} is there already. Add --resume to go on with the runs in {group}, or choose another --run-dir."
+            )
+    return members
+
+
+def new_member(settings: TrainConfig, group: Path, game: str, seed: int) -> Planned:
+    """A run that begins, with these settings but for its game, seed and directory."""
+    config = replace(settings, game=game, seed=seed, run_dir=str(group / f"{game}-seed{seed}"), resume=False)
+    kind = ("--preset", config.preset, "--protocol", config.protocol)
+    return Planned(config, (*kind, *flags(config, preset_config(config.preset, config.protocol))))
+
+
+def resumed_members(launch: LaunchConfig, args: Sequence[str], read_config: ReadConfig) -> list[Planned]:
+    """The runs of a launch whose group exists: those that began go on, the others begin with the same settings.
+
+    Raises: UserError for a group without any of them, and for settings that a resume may not change.
+    """
+    if launch.run_dir is None:
+        raise UserError(
+            "--resume needs the --run-dir of the runs to go on with: the directory that holds them, as `stormfast train` printed it"
+        )
+    check_name("run_dir", launch.run_dir)
+    group, members = Path(launch.run_dir), {}
+    for game, seed in pairs(launch):
+        path = group / f"{game}-seed{seed}"
+        if _has_begun(path):
+            one = [
+                "--game",
+                game,
+                "--seed",
+                str(seed),
+                "--seeds",
+                "1",
+                "--run-dir",
+                str(path),
+            ]  # of a flag given twice the last counts
+            config = read_config([*args, *one]).one_run()
+            members[game, seed] = Planned(
+                config, tuple(flags(config, replace(load_config(path), run_dir=None))), _saved_step(path)
+            )
+    if not members:
+        raise UserError(
+            f"{group} holds none of the runs to go on with, such as {path.name}; give their --game and --seed, or leave --resume out"
+        )
+    settings = next(iter(members.values())).config
+    return [members.get(pair) or new_member(settings, group, *pair) for pair in pairs(launch)]
+
+
+def flags(config: TrainConfig, base: TrainConfig) -> list[str]:
+    """The arguments of `stormfast train` that make config out of base."""
+    before, words = flatten(base), []
+    for name, value in flatten(config).items():
+        group, dot, leaf = name.replace("_", "-").rpartition(".")
+        if value == before[name]:
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{group}{dot}{'' if value else 'no-'}{leaf}")
+        elif isinstance(value, tuple):
+            words += [f"--{group}{dot}{leaf}", *map(str, value)]
+        else:
+            words.append(f"--{group}{dot}{leaf}={value}")
+    return words
+
+
+def _has_begun(path: Path) -> bool:
+    """Whether there is a run to go on with. One that ended before it began leaves its config.json at most, which is removed."""
+    if path.is_dir():
+        discard_unused(path)
+    return path.exists()
+
+
+def _saved_step(path: Path) -> int:
+    try:
+        return read_manifest(path / DIRECTORY).step
+    except UserError:  # the run itself tells when it starts, and the others go on
+        return 0
+
+
+# --- sharing the machine -------------------------------------------------------------------------------------------
+
+
+def how_many_at_once(launch: LaunchConfig, num_runs: int, decided: Plan) -> int:
+    """Runs at once: as many as launch.parallel says; else all where they compute with CUDA, and one a core where not."""
+    most = launch.parallel or (num_runs if decided.device.type == "cuda" else num_cores())
+    return max(1, min(most, num_runs))
+
+
+def as_many_as_fit(parallel: int, todo: Sequence[Planned], decided: Plan) -> int:
+    """On CUDA no more than fit in its memory together, told where that is fewer: runs that start at once each find all of it free.
+
+    One at least: a run that does not fit alone says so itself, with what to do.
+    """
+    if decided.device.type != "cuda" or parallel == 1:
+        return parallel
+    fitting = max(1, num_fitting(todo[0].config, decided, MOST_ACTIONS))  # all have the same sizes
+    if fitting < parallel:
+        log_line(f"{fitting} at once, not {parallel}: no more fit in the memory that is free on {decided.device}")
+    return min(parallel, fitting)
+
+
+def child_environment(parallel: int) -> tuple[dict[str, str], str]:
+    """The environment of a run and its number of CPU threads: its share of the cores, unless OMP_NUM_THREADS is set."""
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, num_cores() // parallel))
+    # TERM: what a run prints goes to a log, and a display that is redrawn in place has no place there, FORCE_COLOR or not
+    return os.environ | {"OMP_NUM_THREADS": threads, "TERM": "dumb"}, threads
+
+
+def num_cores() -> int:
+    """CPU cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,89 @@
+"""stormfast doctor: says what is there and why, and tells what is missing by its status."""
+
+import re
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import torch
+
+from stormfast.commands import doctor
+from stormfast.device import auto_preset
+
+ROOT = Path(__file__).parents[1]
+
+
+def report(capsys: pytest.CaptureFixture[str]) -> tuple[int, list[str]]:
+    status = doctor.doctor()
+    return status, capsys.readouterr().out.splitlines()
+
+
+def test_healthy_installation(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("STORMFAST_KERNELS", raising=False)
+    status, lines = report(capsys)
+    assert status == 0
+    assert not [line for line in lines if line.startswith("problem:")]
+    for distribution in doctor.REQUIRED:
+        assert f"{distribution} {metadata.version(distribution)}" in lines
+    for topic in (
+        "device: ",
+        "precision: ",
+        "Triton: ",
+        "kernels: ",
+        "envpool: ",
+        "environments: ale for --num-envs 1",
+        "environments: envpool",
+    ):
+        assert any(line.startswith(topic) for line in lines), topic
+    assert f"preset: --preset auto takes {auto_preset('auto')[0]}" in lines[-1]
+
+
+def test_in_a_process(command: list[str], tmp_path: Path) -> None:
+    done = subprocess.run([*command, "doctor"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"torch {torch.__version__}" in done.stdout
+
+
+def test_required_package_missing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(doctor.REQUIRED, "absent-package", "absent_package_of_no_one")
+    status, lines = report(capsys)
+    assert status == 1
+    assert any(
+        line.startswith("problem: absent-package is required, but import absent_package_of_no_one fails")
+        for line in lines
+    )
+
+
+def test_broken_package_is_told_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_package_of_no_one.py").write_text("raise RuntimeError('two\\nlines')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(doctor.REQUIRED, "broken", "broken_package_of_no_one")
+    status, lines = report(capsys)
+    assert status == 1
+    assert any("RuntimeError: two lines" in line for line in lines)
+
+
+def test_without_envpool_several_environments_use_ale(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "envpool", None)
+    status, lines = report(capsys)
+    assert status == 0
+    assert any(line.startswith("problem: import envpool fails") for line in lines)
+    assert any(line.startswith("environments: ale for --num-envs 4") for line in lines)
+
+
+def test_bad_kernel_choice_is_a_problem(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STORMFAST_KERNELS", "fastest")
+    assert any(line.startswith("problem: STORMFAST_KERNELS must be one of") for line in report(capsys)[1])
+
+
+def test_required_is_what_pyproject_says() -> None:
+    project = (ROOT / "pyproject.toml").read_text()
+    block = project.split("dependencies = [")[1].split("\n]")[0]
+    names = set(re.findall(r'^ *"([A-Za-z0-9_-]+)', block, re.MULTILINE))
+    assert names == {*doctor.REQUIRED, "envpool"}
+    assert f'requires-python = ">=3.{doctor.PYTHON[0][1]},<3.{doctor.PYTHON[1][1] + 1}"' in project

@@ -1,0 +1,181 @@
+"""Run directories: made, refused, read back; whole files survive a failing write."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from stormfast.config import TrainConfig, preset_config
+from stormfast.errors import UserError
+from stormfast.runs import directory as run_dir
+from stormfast.schema import flatten
+
+CONFIG = preset_config("tiny", "reference")
+
+
+def config_in(path: Path, **changes: object) -> TrainConfig:
+    return run_dir.dataclasses.replace(CONFIG, run_dir=str(path), **changes)
+
+
+def message(call: object, *args: object) -> str:
+    with pytest.raises(UserError) as caught:
+        call(*args)  # type: ignore[operator]
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_created_config_reads_back(tmp_path: Path) -> None:
+    path = run_dir.create(config_in(tmp_path / "deep" / "run"))
+    assert path == tmp_path / "deep" / "run"
+    assert [entry.name for entry in path.iterdir()] == ["config.json"]
+    assert flatten(run_dir.load_config(path)) == flatten(config_in(path))
+
+
+def test_default_directories_are_distinct(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run_dir.time, "strftime", lambda _: "20260102-030405")
+    paths = [run_dir.create(CONFIG) for _ in range(3)]
+    assert paths == [
+        Path("runs/Pong/20260102-030405"),
+        Path("runs/Pong/20260102-030405-2"),
+        Path("runs/Pong/20260102-030405-3"),
+    ]
+
+
+def test_moved_run_knows_where_it_is(tmp_path: Path) -> None:
+    run_dir.create(config_in(tmp_path / "old")).rename(tmp_path / "new")
+    assert run_dir.load_config(tmp_path / "new").run_dir == str(tmp_path / "new")
+
+
+def test_refuses_a_run_and_keeps_it(tmp_path: Path) -> None:
+    path = run_dir.create(config_in(tmp_path / "run"))
+    before = (path / "config.json").read_bytes()
+    assert "already holds a run" in message(run_dir.create, config_in(path, steps=7))
+    assert (path / "config.json").read_bytes() == before
+
+
+def test_resume_rewrites_the_config(tmp_path: Path) -> None:
+    path = run_dir.create(config_in(tmp_path / "run"))
+    run_dir.create(config_in(path, steps=4321, resume=True))
+    saved = run_dir.load_config(path)
+    assert saved.steps == 4321
+    assert not saved.resume
+
+
+def test_refuses_other_files_but_not_an_empty_directory(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    assert "new or empty" in message(run_dir.create, config_in(tmp_path))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / ".config.json.tmp").write_text("left by a crash")
+    assert run_dir.create(config_in(tmp_path / "empty")) == tmp_path / "empty"
+
+
+def test_file_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert "is a file" in message(run_dir.create, config_in(tmp_path / "file"))
+    assert str(tmp_path / "file" / "run") in message(run_dir.create, config_in(tmp_path / "file" / "run"))
+
+
+def test_file_in_the_way_of_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").write_text("")
+    assert "runs" in message(run_dir.create, CONFIG)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes anywhere")
+def test_unwritable_directory(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    assert "Permission denied" in message(run_dir.create, config_in(tmp_path / "run"))
+
+
+def test_failing_write_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert "No space left on device" in message(run_dir.create, config_in(tmp_path / "run"))
+
+
+def test_discard_removes_only_an_unused_run(tmp_path: Path) -> None:
+    path = run_dir.create(config_in(tmp_path / "run"))
+    (path / "metrics.jsonl").write_text("{}\n")
+    run_dir.discard_unused(path)
+    assert (path / "config.json").exists()
+    (path / "metrics.jsonl").unlink()
+    run_dir.discard_unused(path)
+    assert not path.exists()
+
+
+def test_missing_directory_names_the_newest_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run_dir.newest_run() is None
+    for age, name in ((200, "b"), (100, "a")):
+        path = run_dir.create(config_in(Path("runs/Pong") / name))
+        os.utime(path / "config.json", (1e9 - age, 1e9 - age))
+    assert run_dir.newest_run() == Path("runs/Pong/a")
+    assert "newest run is runs/Pong/a" in message(run_dir.load_config, Path("runs/Pong/c"))
+    (tmp_path / "none").mkdir()
+    assert "is not a run" in message(run_dir.load_config, tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"{}",
+        b"\xff\xfe{",
+        b"null",
+        b"[" * 100_000,
+        b'{"game": 3}',
+        b'{"game": "Pong", "agent": 3}',
+        b'{"game": "Pong", "seed": ' + 5000 * b"1" + b"}",
+        600 * b'{"agent": ' + b"1" + 600 * b"}",
+    ],
+)
+def test_damaged_config(tmp_path: Path, damage: bytes) -> None:
+    (tmp_path / "config.json").write_bytes(damage)
+    assert "config.json is damaged" in message(run_dir.load_config, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["steps", "agent.gamma", "logging.tensorboard"])
+def test_config_without_a_setting_names_it(tmp_path: Path, name: str) -> None:
+    path = run_dir.create(config_in(tmp_path / "run")) / "config.json"
+    saved = json.loads(path.read_text())
+    *group, leaf = name.split(".")
+    (saved[group[0]] if group else saved).pop(leaf)
+    path.write_text(json.dumps(saved))
+    assert f"must hold every setting, but {name} is missing" in message(run_dir.load_config, path.parent)
+
+
+@pytest.mark.parametrize("length", range(0, 700, 61))
+def test_truncated_config(tmp_path: Path, length: int) -> None:
+    path = run_dir.create(config_in(tmp_path / "run"))
+    (path / "config.json").write_bytes((path / "config.json").read_bytes()[:length])
+    assert "config.json is damaged" in message(run_dir.load_config, path)
+
+
+def test_write_whole_replaces(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    for data in (b"one", b"", b"three" * 1000):
+        run_dir.write_whole(path, data)
+        assert path.read_bytes() == data
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", ["fsync", "replace"])
+def test_write_whole_keeps_the_old_content_when_it_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    run_dir.write_whole(tmp_path / "file", b"old")
+
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, name, fail)
+    with pytest.raises(KeyboardInterrupt):
+        run_dir.write_whole(tmp_path / "file", b"new")
+    assert (tmp_path / "file").read_bytes() == b"old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
