@@ -9,10 +9,10 @@ import torch
 
 from bench.conftest import TimeRounds
 from bench.rounds import as_calls
-from stormfast.config import EnvConfig
 from stormfast.envs import make_env
 from stormfast.envs.vector import VectorEnv
 from stormfast.errors import UserError
+from stormfast.settings import EnvConfig
 
 CASES = [
     ("Catch", 1, "auto"),

@@ -4,13 +4,13 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from stormfast.config import ProfileConfig
+from stormfast.loop import advance
 from stormfast.measure.op_counts import OpCounts
 from stormfast.measure.peaks import Peaks, floor_seconds
 from stormfast.measure.phases import FullStep, calls_until_captured, compile_mode, count_phases, cycle_steps, time_steps
 from stormfast.measure.profile import scratch_run, training_config
 from stormfast.runs.run import Run
-from stormfast.train import advance
+from stormfast.settings import ProfileConfig
 
 STEP = "step"  # the whole of it, as the training loop runs it
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stormfast.config import PRESETS as PRESET_TABLE
-from stormfast.config import TrainConfig, preset_config
+from stormfast.settings import PRESETS as PRESET_TABLE
+from stormfast.settings import TrainConfig, preset_config
 from stormfast_kernels import attention, categorical
 from stormfast_kernels.counter_rng import CounterRng
 from stormfast_kernels.launch import Launch

@@ -34,13 +34,13 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]  # the count is of this checko
 import torch  # noqa: E402
 
 from bench.script import Parser, check_writable, provenance, status_of, written  # noqa: E402
-from stormfast.config import TrainConfig, preset_config  # noqa: E402
 from stormfast.errors import UserError  # noqa: E402
 from stormfast.learner import Learner  # noqa: E402
 from stormfast.memory.estimate import GB, LABELS, PHASES, count, run_phases  # noqa: E402
 from stormfast.memory.meta_tensors import Peak  # noqa: E402
 from stormfast.player import Player
 from stormfast.replay import Replay  # noqa: E402
+from stormfast.settings import TrainConfig, preset_config  # noqa: E402
 
 NUM_ACTIONS = 18  # the most of any game
 TARGETS = {

@@ -32,9 +32,9 @@ from work_formulas import Part, calls_per_step, parts  # noqa: E402
 from work_kernels import Kernel  # noqa: E402
 
 from bench.script import Parser, check_writable, provenance, status_of, written  # noqa: E402
-from stormfast.config import PRESETS, PROTOCOLS, TrainConfig, preset_config, validate  # noqa: E402
 from stormfast.errors import UserError  # noqa: E402
 from stormfast.schema import override  # noqa: E402
+from stormfast.settings import PRESETS, PROTOCOLS, TrainConfig, preset_config, validate  # noqa: E402
 
 NUM_ACTIONS = 18  # the most of any game
 STEPS = 100_000

@@ -30,15 +30,15 @@ from bench import script  # noqa: E402
 from bench.devices import commit  # noqa: E402
 from stormfast import annotate
 from stormfast.compile import is_compiler_error  # noqa: E402
-from stormfast.config import PRESETS, ProfileConfig, validate_profile  # noqa: E402
 from stormfast.device import auto_preset, out_of_memory, resolve_device  # noqa: E402
 from stormfast.envs.games import check_game  # noqa: E402
 from stormfast.errors import UserError  # noqa: E402
+from stormfast.loop import advance  # noqa: E402
 from stormfast.measure.peaks import synchronize  # noqa: E402
 from stormfast.measure.phases import compile_mode, cycle_steps  # noqa: E402
 from stormfast.measure.profile import device_name, exit_at_sigterm, warm_run  # noqa: E402
 from stormfast.runs.run import Run  # noqa: E402
-from stormfast.train import advance  # noqa: E402
+from stormfast.settings import PRESETS, ProfileConfig, validate_profile  # noqa: E402
 
 STEP = "step"  # the range around a turn of the loop
 

@@ -36,7 +36,7 @@ from work_sizes import (
 )
 
 from bench.kernels.work import attention_work
-from stormfast.config import TrainConfig
+from stormfast.settings import TrainConfig
 
 ADAM = 28  # bytes a parameter: weight, gradient and two moments read, weight and moments written
 NORM = 4  # the gradient, read once more before

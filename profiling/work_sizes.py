@@ -13,7 +13,7 @@ if str(ROOT) not in sys.path:
 
 from work_kernels import Convolution  # noqa: E402
 
-from stormfast.config import TrainConfig  # noqa: E402
+from stormfast.settings import TrainConfig  # noqa: E402
 
 CHANNELS, SIDE, FEATURE_SIDE = 3, 64, 4  # of a frame, and of what the encoder makes of it
 NUM_BINS = 255

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from stormfast.config import AgentConfig, WorldModelConfig
 from stormfast.objective import weighted_sum
 from stormfast.records import Rollout
 from stormfast.returns import ReturnScale, lambda_return
+from stormfast.settings import AgentConfig, WorldModelConfig
 from stormfast.world_model.heads import NUM_BINS, TwoHot, mlp, upcast
 
 

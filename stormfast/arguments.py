@@ -8,9 +8,11 @@ import contextlib
 import io
 import re
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import tyro
+from typing_extensions import Doc
 
 from stormfast.envs.games import BUILT_IN, SCORES
 from stormfast.errors import UserError
@@ -38,7 +40,22 @@ PLAIN = (
 
 
 def wants_help(args: Sequence[str]) -> bool:
-    return "-h" in args or "--help" in args
+    return any(word in args for word in ("-h", "--help", "--help-all"))
+
+
+def short_help(defaults: Any, names: Sequence[str], prog: str, about: str) -> str:
+    """A help text of some settings of a config dataclass, with their documentation and defaults; the rest by name of group."""
+    hints = get_type_hints(type(defaults), include_extras=True)
+    lines = [f"usage: {prog} [SETTINGS]", "", about, ""]
+    for name in names:
+        doc = next(note.documentation for note in get_args(hints[name])[1:] if isinstance(note, Doc))
+        value = getattr(defaults, name)
+        shown = "" if value is None or value is False else f" (default {value})"
+        lines.append(f"  --{name.replace('_', '-'):<14}{doc}{shown}")
+    count = len(flatten(defaults)) - len(names)
+    groups = [f"--{f.name.replace('_', '-')}.*" for f in fields(defaults) if is_dataclass(getattr(defaults, f.name))]
+    more = f"{count} more settings, in groups {', '.join(groups)}: `{prog} --help-all`"
+    return "\n".join([*lines, "", more])
 
 
 def parse(
@@ -66,10 +83,10 @@ def parse(
         except SystemExit as stop:
             if not stop.code:
                 raise
-            raise UserError(f"{first_paragraph(caught.getvalue())} `{prog} --help` lists all arguments.") from None
+            raise UserError(f"{first_paragraph(caught.getvalue())} `{prog} --help` lists the arguments.") from None
     if unknown:
         stray = "Unexpected argument '--'. Leave it out." if "--" in args else _unknown(unknown[0], config)
-        raise UserError(f"{stray} `{prog} --help` lists all arguments.")
+        raise UserError(f"{stray} `{prog} --help` lists the arguments.")
     return config
 
 

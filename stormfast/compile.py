@@ -19,11 +19,11 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from stormfast import annotate
-from stormfast.config import TrainConfig
 from stormfast.learner import Learner
 from stormfast.plan import CompileMode
 from stormfast.player import Player
 from stormfast.replay import Replay
+from stormfast.settings import TrainConfig
 
 WARMUP_CALLS = 3  # real calls before the capture: libraries initialise and tune themselves in them
 

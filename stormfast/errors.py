@@ -1,5 +1,5 @@
-"""The one error a user is meant to see."""
+"""The one error that a user is meant to see."""
 
 
-class UserError(Exception):
-    """Bad input, told in one line: what was expected, what came, what to do. The CLI prints it and exits with status 2."""
+class UserError(ValueError):
+    """What was expected, what came, what to do, in one line. The program prints it and ends with status 2."""

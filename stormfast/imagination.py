@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from stormfast.agent import Agent
-from stormfast.config import ImaginationConfig
 from stormfast.records import Batch, Rollout
+from stormfast.settings import ImaginationConfig
 from stormfast.world_model.heads import upcast
 from stormfast.world_model.inference import InferenceModel, copy_over, inference_copy, pairs
 from stormfast.world_model.transformer import KVCache

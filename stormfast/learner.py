@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from stormfast import annotate
 from stormfast.agent import Agent
-from stormfast.config import TrainConfig
 from stormfast.imagination import Imagination
 from stormfast.records import Batch, Rollout
+from stormfast.settings import TrainConfig
 from stormfast.world_model import WorldModel
 from stormfast.world_model.inference import InferenceModel, autocast
 

@@ -11,11 +11,11 @@ from typing import Literal
 
 import torch
 
-from stormfast.config import Preset, TrainConfig
 from stormfast.device import native_bfloat16, resolve_device
 from stormfast.envs import choose_backend
 from stormfast.errors import UserError
 from stormfast.runs.directory import PLAN, write_whole
+from stormfast.settings import Preset, TrainConfig
 from stormfast_kernels import dispatch
 
 CompileMode = Literal["off", "default", "graphs"]

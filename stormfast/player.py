@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from stormfast.agent import Agent
-from stormfast.config import ActingConfig
 from stormfast.device import to_device_packed
+from stormfast.history import append_step, hidden_state
 from stormfast.records import OBS_SHAPE
+from stormfast.settings import ActingConfig
 from stormfast.world_model.inference import InferenceModel
 
 
@@ -21,7 +22,7 @@ class Player:
         self.inference, self.agent, self.config, self.num_envs = inference, agent, config, num_envs
         self.world_model = world_model = inference.model
         features = world_model.config.categoricals * world_model.config.classes
-        device = world_model.two_hot.bins.device
+        device = world_model.device
         self.frames = torch.zeros(
             num_envs, config.context, *OBS_SHAPE, dtype=torch.uint8, device=device
         )  # [N, C, 3, 64, 64], oldest first
@@ -72,8 +73,7 @@ class Player:
 
     def hidden(self) -> Tensor:
         """Hidden state of the past, [N, D]; zeros where there is none."""
-        hidden = self.world_model.sequence.at(self.latent, self.action, (self.length - 1).clamp(min=0))
-        return hidden * (self.length > 0)[:, None]
+        return hidden_state(self.world_model.sequence, self.latent, self.action, self.length)
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -93,18 +93,7 @@ class Player:
 
         Args: frames: [N, 3, 64, 64] uint8. latent: [N, S*K]. action: [N].
         """
-        full, slot = self.length == self.config.context, self.length.clamp(max=self.config.context - 1)
-        here = (slot[:, None] == torch.arange(self.config.context, device=slot.device)) & ~skip[:, None]  # [N, C]
-        shift = full & ~skip
-
-        def appended(memory: Tensor, new: Tensor) -> Tensor:
-            wide = (...,) + (None,) * (memory.dim() - 2)
-            moved = torch.where(shift[:, None][wide], memory.roll(-1, 1), memory)
-            return torch.where(here[wide], new[:, None].to(memory.dtype), moved)
-
-        for memory, new in ((self.frames, frames), (self.latent, latent), (self.action, action)):
-            memory.copy_(appended(memory, new))
-        self.length.copy_(torch.where(skip, self.length, slot + 1))
+        append_step(self.length, skip, (self.frames, frames), (self.latent, latent), (self.action, action))
 
     def memory(self) -> dict[str, Tensor]:
         return {"frames": self.frames, "latent": self.latent, "action": self.action, "length": self.length}

@@ -58,9 +58,11 @@ def override(config: Any, values: dict[str, Any]) -> Any:
     """
     known = flatten(config)
     for name, value in values.items():
+        if name not in known and any(field.startswith(f"{name}.") for field in known):
+            raise UserError(f"{name} must be a group of settings, got {value!r}")
         if name not in known:
             raise UserError(
-                f"Unknown field '{name}'.{nearest(name, known)} `stormfast train --help=all` lists them all."
+                f"Unknown field '{name}'.{nearest(name, known)} `stormfast train --help-all` lists them all."
             )
         config = _replace(config, name.split("."), value)
     return config

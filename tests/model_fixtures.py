@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from stormfast.config import TrainConfig, preset_config
 from stormfast.learner import Learner
+from stormfast.plan import CompileMode, Plan
 from stormfast.records import Batch
 from stormfast.schema import override
+from stormfast.settings import TrainConfig, preset_config
 
 NUM_ACTIONS = 4
 
@@ -39,6 +40,11 @@ SIZES: dict[str, Any] = {
 
 def tiny_config(protocol: str = "standard", values: dict[str, Any] | None = None) -> TrainConfig:
     return override(preset_config("tiny", protocol), SIZES | (values or {}))
+
+
+def plan_on(device: str, compile: CompileMode = "off", precision: torch.dtype = torch.float32) -> Plan:
+    """A plan that asks no device."""
+    return Plan("tiny", torch.device(device), precision, compile, "reference", "ale", {})
 
 
 def tiny_learner(

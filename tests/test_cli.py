@@ -2,8 +2,8 @@
 
 import json
 import os
+import re
 import subprocess
-import sys
 import time
 import types
 from pathlib import Path
@@ -11,9 +11,13 @@ from pathlib import Path
 import pytest
 
 from stormfast import cli
-from stormfast.config import EvaluateConfig, TrainConfig, preset_config
+from stormfast.commands import COMMANDS
+from stormfast.commands.evaluate import Config as EvaluateConfig
+from stormfast.errors import UserError
+from stormfast.plan import Plan
 from stormfast.runs import directory as run_dir
 from stormfast.schema import flatten
+from stormfast.settings import TrainConfig, preset_config
 
 BAD = [
     (["trian"], "Unknown command 'trian'. Did you mean 'train'?"),
@@ -58,8 +62,8 @@ BAD = [
     (["evaluate", "none"], "Run directory none does not exist."),
     (["evaluate", "none", "--episodes", "0"], "episodes must be >= 1"),
     (["evaluate", "a", "b"], "Unexpected argument 'b'."),
-    (["games", "Pong"], "`stormfast games` takes no arguments, got 'Pong'"),
-    (["doctor", "now"], "`stormfast doctor` takes no arguments, got 'now'"),
+    (["games", "Pong"], "Unexpected argument 'Pong'."),
+    (["doctor", "now"], "Unexpected argument 'now'."),
 ]
 
 
@@ -67,9 +71,12 @@ BAD = [
 def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[TrainConfig, Path]]:
     """What reaches train.train, instead of training; the working directory is tmp_path."""
     calls: list[tuple[TrainConfig, Path]] = []
-    fake = types.ModuleType("stormfast.train")
-    fake.train = lambda config, path: calls.append((config, path)) or 0  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "stormfast.train", fake)
+
+    def fake(config: TrainConfig, path: Path, decided: Plan) -> types.SimpleNamespace:
+        calls.append((config, path))
+        return types.SimpleNamespace(step=config.steps, stopped_by=0)
+
+    monkeypatch.setattr("stormfast.loop.train", fake)
     monkeypatch.chdir(tmp_path)
     return calls
 
@@ -107,7 +114,7 @@ def test_error_lines_do_not_depend_on_the_terminal(columns: str, encoding: str, 
         "Missing value for argument '--env.sticky'. Expected 1 values.",
     ]
     assert done.stderr.splitlines() == [
-        f"stormfast: error: {line} `stormfast train --help` lists all arguments." for line in expected
+        f"stormfast: error: {line} `stormfast train --help` lists the arguments." for line in expected
     ]
 
 
@@ -197,11 +204,11 @@ def test_closed_stdout_is_told(command: list[str]) -> None:
         assert (done.returncode, done.stderr) == (2, expected)
 
 
-def test_os_errors_of_other_files_keep_their_traceback(trained: list[object]) -> None:
-    def fail(config: TrainConfig, path: Path) -> int:
+def test_os_errors_of_other_files_keep_their_traceback(trained: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object) -> None:
         raise OSError(28, "a bug")
 
-    sys.modules["stormfast.train"].train = fail  # type: ignore[attr-defined]
+    monkeypatch.setattr("stormfast.loop.train", fail)
     with pytest.raises(OSError, match="a bug"):
         cli.main(["train", "--preset", "tiny", "--run-dir", "r"])
 
@@ -214,15 +221,38 @@ def test_games_lists_all(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_train_help_shows_the_defaults_of_the_preset(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["train", "--help"]) == 0
-    auto = capsys.readouterr().out
-    assert cli.main(["train", "--preset", "tiny", "--protocol", "reference", "--help"]) == 0
-    tiny = capsys.readouterr().out
-    assert "(default: 100000)" in " ".join(auto.replace("│", "").split())
-    assert "--preset auto takes fast with CUDA" in " ".join(auto.split())
-    assert "(default: 1000)" in " ".join(tiny.replace("│", "").split())
+    texts = {}
+    for shown in ("--help", "--help-all"):
+        for preset in ([], ["--preset", "tiny", "--protocol", "reference"]):
+            assert cli.main(["train", *preset, shown]) == 0
+            texts[shown, bool(preset)] = " ".join(capsys.readouterr().out.replace("│", "").split())
+    for shown, default in (("--help", "(default {})"), ("--help-all", "(default: {})")):
+        assert default.format(100000) in texts[shown, False]
+        assert default.format(1000) in texts[shown, True]
     for field in flatten(TrainConfig()):
-        assert f"--{field.replace('_', '-')}" in auto
+        assert f"--{field.replace('_', '-')}" in texts["--help-all", False]
+
+
+def test_train_help_begins_with_the_settings_that_people_change(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert len(re.findall(r"^  --[a-z-]+ ", out, re.MULTILINE)) == 12
+    assert "--help-all" in out.splitlines()[-1]
+
+
+def test_every_command_has_help_and_refuses_what_it_does_not_know(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in COMMANDS:
+        assert cli.main([name, "--help"]) == 0
+        assert f"usage: stormfast {name}" in capsys.readouterr().out
+        assert cli.main([name, "--no-such-thing"]) == 2
+        error_line(capsys)
+
+
+def test_a_command_is_one_short_file() -> None:
+    folder = Path(cli.__file__).parent / "commands"
+    assert {path.stem for path in folder.glob("*.py")} == {"__init__", *COMMANDS}
+    for path in folder.glob("*.py"):
+        assert len(path.read_text().splitlines()) <= 150, path.name
 
 
 def test_settings_go_on_top_of_preset_and_protocol(trained: list[tuple[TrainConfig, Path]]) -> None:
@@ -260,10 +290,11 @@ def test_auto_preset(
     monkeypatch.setattr("torch.cuda.device_count", lambda: int(cuda))
     monkeypatch.setattr("torch.cuda.current_device", lambda: 0)
     monkeypatch.setattr("torch.cuda.get_device_name", lambda _: "a card")
+    monkeypatch.setattr("stormfast.plan.plan", lambda config: types.SimpleNamespace(save=lambda run_dir: None))
     assert cli.main(["train", "--run-dir", "r", "--preset", "auto", *args]) == 0
     ((config, _),) = trained
     assert config == run_dir.dataclasses.replace(preset_config(preset, "standard"), run_dir="r", device=config.device)
-    assert f"preset {preset}, because" in capsys.readouterr().out
+    assert f"preset {preset}: " in capsys.readouterr().out
 
 
 def test_resume_keeps_what_is_not_asked(
@@ -285,40 +316,43 @@ def test_resume_keeps_what_is_not_asked(
 
 def test_resume_without_a_directory_names_the_newest(trained: list[object], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train", "--preset", "tiny", "--run-dir", "runs/Pong/one"]) == 0
+    capsys.readouterr()
     assert cli.main(["train", "--resume"]) == 2
     assert "--run-dir runs/Pong/one" in error_line(capsys)
 
 
-def test_a_run_that_cannot_begin_leaves_no_directory(trained: list[object], capsys: pytest.CaptureFixture[str]) -> None:
-    def refuse(config: TrainConfig, path: Path) -> int:
-        raise cli.UserError("demonstration d.npz is missing")
+def test_a_run_that_cannot_begin_leaves_no_directory(
+    trained: list[object], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object) -> None:
+        raise UserError("demonstration d.npz is missing")
 
-    sys.modules["stormfast.train"].train = refuse  # type: ignore[attr-defined]
+    monkeypatch.setattr("stormfast.loop.train", refuse)
     assert cli.main(["train", "--preset", "tiny", "--run-dir", "r"]) == 2
     assert "demonstration d.npz" in error_line(capsys)
     assert not Path("r").exists()
 
 
-def test_status_of_train_is_the_status(trained: list[object]) -> None:
-    sys.modules["stormfast.train"].train = lambda config, path: 143  # type: ignore[attr-defined]
+def test_a_run_that_a_signal_stopped_ends_with_its_status(
+    trained: list[object], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("stormfast.loop.train", lambda *args: types.SimpleNamespace(step=7, stopped_by=15))
     assert cli.main(["train", "--preset", "tiny", "--run-dir", "r"]) == 143
+    assert "stopped by SIGTERM at step 7, saved in r; go on with `stormfast train" in capsys.readouterr().err
 
 
-def test_unexpected_exceptions_keep_their_traceback(trained: list[object]) -> None:
-    def fail(config: TrainConfig, path: Path) -> int:
+def test_unexpected_exceptions_keep_their_traceback(trained: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object) -> None:
         raise RuntimeError("a bug")
 
-    sys.modules["stormfast.train"].train = fail  # type: ignore[attr-defined]
+    monkeypatch.setattr("stormfast.loop.train", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         cli.main(["train", "--preset", "tiny", "--run-dir", "r"])
 
 
-def test_evaluate_gets_its_settings(trained: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluate_gets_its_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[EvaluateConfig] = []
-    fake = types.ModuleType("stormfast.evaluate")
-    fake.evaluate = lambda config: calls.append(config) or 0  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "stormfast.evaluate", fake)
-    assert cli.main(["train", "--preset", "tiny", "--run-dir", "r"]) == 0
+    monkeypatch.setattr("stormfast.commands.evaluate.run", lambda config: calls.append(config) or 0)
     assert cli.main(["evaluate", "r", "--episodes", "2", "--video", "v.mp4", "--device", "cpu"]) == 0
     assert calls == [EvaluateConfig("r", episodes=2, video="v.mp4", device="cpu")]
 

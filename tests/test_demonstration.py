@@ -5,10 +5,10 @@ import zipfile
 import numpy as np
 import pytest
 
-from stormfast.config import preset_config, validate
 from stormfast.demonstration import load_demonstration
 from stormfast.errors import UserError
 from stormfast.schema import override
+from stormfast.settings import preset_config, validate
 
 STEPS = 7
 

@@ -1,9 +1,9 @@
-"""Device and precision: what auto takes, and what is refused."""
+"""Device and precision: what is found, and what is refused."""
 
 import pytest
 import torch
 
-from stormfast.device import auto_preset, native_bfloat16, resolve_device, resolve_precision
+from stormfast.device import native_bfloat16, resolve_device
 from stormfast.errors import UserError
 
 CPU = torch.device("cpu")
@@ -21,8 +21,6 @@ def two_cards(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_with_cuda() -> None:
     devices = {name: str(resolve_device(name)) for name in ("auto", "cpu", "cuda", "cuda:0", "cuda:1")}
     assert devices == {"auto": "cuda:1", "cpu": "cpu", "cuda": "cuda:1", "cuda:0": "cuda:0", "cuda:1": "cuda:1"}
-    assert auto_preset("auto")[0] == "fast"
-    assert auto_preset("cpu")[0] == "cpu"
     with pytest.raises(UserError, match="cuda:2 was asked for, but there are 2 CUDA devices"):
         resolve_device("cuda:2")
 
@@ -30,7 +28,6 @@ def test_with_cuda() -> None:
 def test_without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert resolve_device("auto") == resolve_device("cpu") == CPU
-    assert auto_preset("auto") == ("cpu", "there is no CUDA device")
     for name in ("cuda", "cuda:0"):
         with pytest.raises(UserError, match=f"device {name} was asked for, but torch"):
             resolve_device(name)
@@ -56,15 +53,11 @@ def test_precision_on_cpu(
             monkeypatch.delattr(torch.cpu, name, raising=False)
         else:
             monkeypatch.setattr(torch.cpu, name, lambda value=value: bool(value), raising=False)
-    assert resolve_precision("auto", CPU) == expected
-    assert resolve_precision("float32", CPU) == torch.float32
-    assert resolve_precision("bfloat16", CPU) == torch.bfloat16
+    assert native_bfloat16(CPU)[0] == (expected == torch.bfloat16)
 
 
 @pytest.mark.parametrize(("capability", "native"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
 def test_precision_on_cuda(capability: tuple[int, int], native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda _: capability)
     monkeypatch.setattr("torch.version.hip", None)
-    device = torch.device("cuda", 0)
-    assert native_bfloat16(device)[0] == native
-    assert resolve_precision("auto", device) == (torch.bfloat16 if native else torch.float32)
+    assert native_bfloat16(torch.device("cuda", 0))[0] == native

@@ -18,17 +18,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stormfast.config import EvaluateConfig, preset_config
+from stormfast.commands import evaluate
 from stormfast.demonstration import Demonstration
-from stormfast.evaluate import evaluate
 from stormfast.learner import Learner
+from stormfast.loop import train
 from stormfast.records import Transition
 from stormfast.replay import Replay
 from stormfast.runs.checkpoint import load_checkpoint
 from stormfast.runs.metrics import Metrics
 from stormfast.runs.run import build, snapshot
 from stormfast.schema import override, to_json
-from stormfast.train import train
+from stormfast.settings import preset_config
 from stormfast.world_model.encoder import normalize_frames
 from stormfast.world_model.losses import world_model_loss
 from stormfast_kernels import cached_attention_step, sample_categorical
@@ -84,7 +84,7 @@ def test_training_in_bfloat16_saves_resumes_and_is_scored(tmp_path: Path) -> Non
     }
     config = override(preset_config("tiny", "standard"), values | {"run_dir": str(tmp_path)})
     (tmp_path / "config.json").write_text(to_json(config))
-    assert train(config, tmp_path) == 0
+    assert train(config, tmp_path).stopped_by == 0
     saved = load_checkpoint(tmp_path, CUDA)
     with build(replace(config, resume=True), tmp_path) as run:
         assert (run.step, run.learner.device.type, run.learner.precision) == (96, "cuda", torch.bfloat16)
@@ -101,14 +101,14 @@ def test_training_in_bfloat16_saves_resumes_and_is_scored(tmp_path: Path) -> Non
         torch.float32,
         torch.int64,
     }
-    assert train(replace(config, steps=128, resume=True), tmp_path) == 0
+    assert train(replace(config, steps=128, resume=True), tmp_path).step == 128
     assert load_checkpoint(tmp_path, "cpu", replay=False).step == 128
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert {line["step"] for line in lines} == set(range(16, 129, 16))
     assert {"world_model/total", "agent/total"} <= lines[-1].keys()
     assert all(math.isfinite(value) for line in lines for value in line.values())
     for device in ("cuda", "cpu"):
-        assert evaluate(EvaluateConfig(run=str(tmp_path), episodes=2, num_envs=2, device=device)) == 0
+        assert evaluate.run(evaluate.Config(run=str(tmp_path), episodes=2, num_envs=2, device=device)) == 0
 
 
 # --- no step waits for the device --------------------------------------------------------------------------------

@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 import torch
 
-from stormfast.config import preset_config
 from stormfast.learner import Learner, build_models, minibatches
 from stormfast.records import Rollout
+from stormfast.settings import preset_config
 from tests.model_fixtures import NUM_ACTIONS, make_batch, no_sync, tiny_config, tiny_learner
 
 B, C = 6, 4

@@ -14,10 +14,10 @@ from torch._dynamo.utils import counters
 
 from bench.counted.phases import small_config, warm_run
 from stormfast.compile import compile_parts
-from stormfast.config import PRESETS
+from stormfast.loop import advance
 from stormfast.measure.phases import cycle_steps
 from stormfast.runs.run import Run
-from stormfast.train import advance
+from stormfast.settings import PRESETS
 
 CYCLES = 3  # of every kind of update: the first compiles, the others should not
 

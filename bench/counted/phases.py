@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stormfast.config import PRESETS, ProfileConfig, TrainConfig
+from stormfast.loop import advance
 from stormfast.measure.op_counts import OpCounts, count
 from stormfast.measure.phases import FullStep, count_phases, cycle_steps
 from stormfast.measure.profile import training_config
@@ -29,7 +29,7 @@ from stormfast.player import Player
 from stormfast.records import OBS_SHAPE
 from stormfast.runs.run import Run, build
 from stormfast.schema import override
-from stormfast.train import advance
+from stormfast.settings import PRESETS, ProfileConfig, TrainConfig
 from stormfast_kernels import dispatch, launch
 
 NUM_ACTIONS = 18  # the most of any game

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bench.kernels.conftest import Measure
 from bench.kernels.work import attention_work
-from stormfast.config import preset_config
+from stormfast.settings import preset_config
 from stormfast_kernels import cached_attention_step
 from stormfast_kernels.attention import cached_attention_step_reference
 

@@ -31,10 +31,10 @@ from bench.devices import describe  # noqa: E402
 from bench.peers.collection_backends import OURS, backends_of  # noqa: E402
 from bench.peers.collection_workers import CONFIG, Row, measure  # noqa: E402
 from bench.script import Parser, check_writable, status_of, written  # noqa: E402
-from stormfast.config import validate_env  # noqa: E402
 from stormfast.envs import resolve_backend  # noqa: E402
 from stormfast.envs.games import check_game  # noqa: E402
 from stormfast.errors import UserError  # noqa: E402
+from stormfast.settings import validate_env  # noqa: E402
 
 VERSIONS = ("ale-py", "envpool", "gymnasium", "numpy", "opencv-python-headless")
 HEADER = (

@@ -20,13 +20,13 @@ from ale_py.vector_env import AtariVectorEnv
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 from gymnasium.wrappers import AtariPreprocessing
 
-from stormfast.config import EnvConfig
 from stormfast.envs import make_env
 from stormfast.envs.ale_backend import rom_name
 from stormfast.envs.catch import Catch
 from stormfast.envs.games import BUILT_IN
 from stormfast.envs.vector import VectorEnv, first_step
 from stormfast.records import OBS_SHAPE, EnvStep
+from stormfast.settings import EnvConfig
 
 SIZE = OBS_SHAPE[1:]
 CHECK_STEPS = 30  # before a game can be over

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from bench.peers.collection_backends import BACKENDS, check
-from stormfast.config import EnvConfig
+from stormfast.settings import EnvConfig
 
 CONFIG = EnvConfig()
 SEED = 1

@@ -16,7 +16,7 @@ from bench.kernels.timing import assert_same
 from bench.kernels.work import attention_work, gradient_work, log_probs_work, sample_work
 from bench.peers import kernel_peers as peers
 from bench.peers.side_by_side import CheckError
-from stormfast.config import preset_config
+from stormfast.settings import preset_config
 
 OURS = "stormfast"
 DRAWS, PORTIONS, CHECKED_ROWS = 2**18, 16, 4  # a class of 0.01 / 32 is drawn 82 times

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from stormfast.config import TrainConfig
+from stormfast.settings import TrainConfig
 
 NUM_ACTIONS = 18  # the most of any game
 

@@ -36,7 +36,6 @@ from bench.peers import side_by_side  # noqa: E402
 from bench.peers.side_by_side import CheckError, Row, compare, heading, over_text, take_turns  # noqa: E402
 from bench.peers.sizes import NUM_ACTIONS, Sizes, sizes_of  # noqa: E402
 from stormfast.compile import WARMUP_CALLS, GraphedCall, GraphPool, compile_parts, resolve_mode  # noqa: E402
-from stormfast.config import PRESETS, TrainConfig, preset_config  # noqa: E402
 from stormfast.device import (
     keep_freed_memory,  # noqa: E402
     native_bfloat16,  # noqa: E402
@@ -46,6 +45,7 @@ from stormfast.learner import Learner  # noqa: E402
 from stormfast.measure.op_counts import count  # noqa: E402
 from stormfast.player import Player
 from stormfast.records import OBS_SHAPE, Batch  # noqa: E402
+from stormfast.settings import PRESETS, TrainConfig, preset_config  # noqa: E402
 
 OURS, RIVAL, INSTALL = "stormfast", "torchrl", 'pip install "torchrl>=0.14.1,<0.15"'
 PARTS = {"world_model": "world model", "agent": "imagination and agent", "both": "both"}

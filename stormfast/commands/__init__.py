@@ -1,1 +1,14 @@
-"""The commands of the stormfast program, one file each."""
+"""The commands of the stormfast program: one file each, named here, with what `stormfast --help` says of it.
+
+A file has a docstring, which is the help text of its command; a frozen dataclass Config, which is its arguments;
+run(config) -> exit status; and perhaps check(config), which refuses bad values before anything is loaded. It does not
+parse, does not catch UserError, and imports torch only inside run. Ideas live elsewhere.
+"""
+
+COMMANDS: dict[str, tuple[str, str]] = {  # name: (what it does, an example)
+    "train": ("train an agent", "stormfast train --game Pong"),
+    "evaluate": ("score a run's agent", "stormfast evaluate runs/Pong/DATE-TIME --episodes 100"),
+    "profile": ("time the phases of a step", "stormfast profile --preset storm --steps 10"),
+    "games": ("list the games, with random and human scores", "stormfast games"),
+    "doctor": ("say what is installed, what will be used, and why", "stormfast doctor"),
+}

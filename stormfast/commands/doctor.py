@@ -1,4 +1,4 @@
-"""stormfast doctor: what is installed, what a run will use, and why.
+"""Say what is installed, what a run will use, and why. Status 1 when something required is missing.
 
 A line that starts with "problem:" is something to mend; the rest is what was found.
 """
@@ -6,6 +6,7 @@ A line that starts with "problem:" is something to mend; the rest is what was fo
 import importlib
 import platform
 import sys
+from dataclasses import dataclass
 from importlib import metadata
 
 from stormfast import __version__
@@ -29,7 +30,12 @@ REQUIRED = {
 }
 
 
-def doctor() -> int:
+@dataclass(frozen=True)
+class Config:
+    """It takes no settings."""
+
+
+def run(config: Config) -> int:
     """Prints the report. Returns: 0, or 1 when something required is missing or does not import."""
     missing = _installed()
     for line in missing:
@@ -110,8 +116,8 @@ def _envpool() -> str:
 
 def _plans() -> str:
     """What `stormfast train` would use, for one environment and for several."""
-    from stormfast.config import TrainConfig
     from stormfast.plan import plan
+    from stormfast.settings import TrainConfig
 
     lines = ["plan of `stormfast train --game Pong`:"]
     try:

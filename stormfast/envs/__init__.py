@@ -8,9 +8,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, NamedTuple
 
-from stormfast.config import EnvConfig, validate_env, why_not_envpool
 from stormfast.envs.games import BUILT_IN, check_game
 from stormfast.errors import UserError
+from stormfast.settings import EnvConfig, validate_env, why_not_envpool
 
 if TYPE_CHECKING:
     from stormfast.envs.vector import VectorEnv

@@ -22,9 +22,9 @@ import cv2
 import numpy as np
 from ale_py import roms
 
-from stormfast.config import EnvConfig
 from stormfast.envs.sequential import Game, SequentialVectorEnv, check_arrays
 from stormfast.records import OBS_SHAPE
+from stormfast.settings import EnvConfig
 
 _NOOP = ale_py.Action.NOOP
 _SAVED: dict[str, tuple[type, tuple[int, ...]]] = {

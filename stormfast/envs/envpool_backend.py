@@ -11,9 +11,9 @@ from typing import Any
 import envpool
 import numpy as np
 
-from stormfast.config import EnvConfig
 from stormfast.envs.vector import VectorEnv, first_step
 from stormfast.records import OBS_SHAPE, EnvStep
+from stormfast.settings import EnvConfig
 
 
 class EnvpoolVectorEnv(VectorEnv):

@@ -11,9 +11,9 @@ import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Discrete
 
-from stormfast.config import EnvConfig
 from stormfast.envs.sequential import Game, SequentialVectorEnv
 from stormfast.records import OBS_SHAPE
+from stormfast.settings import EnvConfig
 
 FRAME_SHAPE = (*OBS_SHAPE[1:], OBS_SHAPE[0])  # [64, 64, 3], what the game shows
 

@@ -12,15 +12,15 @@ import numpy as np
 from torch import Tensor
 
 from stormfast.compile import WARMUP_CALLS, GraphedCall, GraphPool
-from stormfast.config import TrainConfig
 from stormfast.learner import minibatches
+from stormfast.loop import advance
 from stormfast.measure.op_counts import OpCounts, count
 from stormfast.measure.peaks import timed
 from stormfast.plan import CompileMode
 from stormfast.player import Player
 from stormfast.records import Batch, Rollout
 from stormfast.runs.run import Run
-from stormfast.train import advance
+from stormfast.settings import TrainConfig
 
 
 @dataclass(frozen=True)

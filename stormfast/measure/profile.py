@@ -27,9 +27,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from stormfast.config import ProfileConfig, TrainConfig, preset_config, validate
 from stormfast.device import out_of_memory
 from stormfast.errors import UserError
+from stormfast.loop import advance
 from stormfast.measure.op_counts import OpCounts
 from stormfast.measure.peaks import Peaks, best_of, floor_seconds, measure_peaks
 from stormfast.measure.phases import (
@@ -49,7 +49,7 @@ from stormfast.runs.progress import log_line
 from stormfast.runs.provenance import commit
 from stormfast.runs.run import Run, build
 from stormfast.schema import override
-from stormfast.train import advance
+from stormfast.settings import ProfileConfig, TrainConfig, preset_config, validate
 
 NEVER = 10**9  # steps between two metric flushes, or two checkpoints
 

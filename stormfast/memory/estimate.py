@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from stormfast.compile import Updates
-from stormfast.config import TrainConfig, validate
 from stormfast.demonstration import load_demonstration
 from stormfast.errors import UserError
 from stormfast.learner import Learner
@@ -23,6 +22,7 @@ from stormfast.player import Player
 from stormfast.records import OBS_SHAPE
 from stormfast.replay import ROW_BYTES, Replay
 from stormfast.schema import flatten, override
+from stormfast.settings import TrainConfig, validate
 from stormfast.world_model.encoder import FEATURE_SIZE
 
 GB = 10**9

@@ -9,9 +9,9 @@ import os
 import time
 from pathlib import Path
 
-from stormfast.config import TrainConfig, from_json
 from stormfast.errors import UserError
 from stormfast.schema import to_json
+from stormfast.settings import TrainConfig, from_json
 
 CONFIG = "config.json"
 PLAN = "plan.json"

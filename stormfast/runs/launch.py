@@ -30,16 +30,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from stormfast.config import SEED, LaunchConfig, TrainConfig, preset_config
 from stormfast.errors import UserError
 from stormfast.memory.estimate import num_fitting
-from stormfast.plan import Plan, plan
+from stormfast.plan import Plan, choose_device, plan
 from stormfast.runs.checkpoint import DIRECTORY
 from stormfast.runs.directory import CONFIG, RUNS, discard_unused, load_config, make_default
 from stormfast.runs.manifest import read_manifest
 from stormfast.runs.processes import Planned, Process, watch
 from stormfast.runs.progress import log_line
 from stormfast.schema import check_name, flatten
+from stormfast.settings import SEED, LaunchConfig, TrainConfig, preset_config
 
 MOST_ACTIONS = 18  # of any game
 ReadConfig = Callable[[list[str]], LaunchConfig]  # the arguments of `stormfast train` -> what they ask for
@@ -54,28 +54,31 @@ def train_several(launch: LaunchConfig, args: Sequence[str], read_config: ReadCo
     Returns: 0 when every run got its steps, 1 when one failed, 128 + the signal that stopped them.
     Raises: UserError, before any run starts, for what is wrong with the settings or in the way of a directory.
     """
+    choose_device(launch.device)  # one that is not here is refused before any directory is made
     try:
-        members = resumed_members(launch, args, read_config) if launch.resume else new_members(launch)
-        group = members[0].run_dir.parent
+        planned_runs = resumed_runs(launch, args, read_config) if launch.resume else new_runs(launch)
+        group = planned_runs[0].run_dir.parent
         group.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         where = launch.run_dir or RUNS
         raise UserError(
             f"--run-dir must be a directory that can be written, but {where}: {error.strerror or error}; choose another"
         ) from None
-    todo = [member for member in members if member.start_step < member.config.steps]
-    decided = plan(members[0].config)
-    parallel = as_many_as_fit(how_many_at_once(launch, len(todo), decided), todo, decided)
-    environment, threads = child_environment(parallel)
-    done = f", {len(members) - len(todo)} of them finished already" if len(todo) < len(members) else ""
-    log_line(f"{len(members)} runs in {group}{done}; {parallel} at once, CPU threads of each: {threads}")
+    todo = [planned for planned in planned_runs if planned.start_step < planned.config.steps]
+    decided = plan(planned_runs[0].config)
+    parallel = as_many_as_fit(num_at_once(launch, len(todo), decided), todo, decided)
+    environment, threads = process_environment(parallel)
+    done = f", {len(planned_runs) - len(todo)} of them finished already" if len(todo) < len(planned_runs) else ""
+    log_line(f"{len(planned_runs)} runs in {group}{done}; {parallel} at once, CPU threads of each: {threads}")
     if not todo:
         return 0
     started = time.monotonic()
-    children, stopped_by = watch(todo, parallel, environment)
-    log_line(summary(children, todo, time.monotonic() - started))
+    processes, stopped_by = watch(todo, parallel, environment)
+    log_line(summary(processes, todo, time.monotonic() - started))
     if stopped_by:
-        begun = [member for member in members if _has_begun(member.run_dir)]  # of none there is nothing to resume
+        begun = [
+            planned for planned in planned_runs if _has_begun(planned.run_dir)
+        ]  # of none there is nothing to resume
         again = [
             *args,
             *([] if launch.run_dir else ["--run-dir", str(group)]),
@@ -83,16 +86,16 @@ def train_several(launch: LaunchConfig, args: Sequence[str], read_config: ReadCo
         ]
         log_line(f"go on with `stormfast train {shlex.join(again)}`")
         return 128 + stopped_by
-    return int(any(child.failed for child in children) or len(children) < len(todo))
+    return int(any(process.failed for process in processes) or len(processes) < len(todo))
 
 
-def summary(children: Sequence[Process], todo: Sequence[Planned], seconds: float) -> str:
+def summary(processes: Sequence[Process], todo: Sequence[Planned], seconds: float) -> str:
     """The last word: how many runs got their steps, and how fast all together."""
-    finished = [child for child in children if child.process.returncode == 0]
-    steps = sum(child.step - child.member.start_step for child in children)
+    finished = [process for process in processes if process.popen.returncode == 0]
+    steps = sum(process.step - process.planned.start_step for process in processes)
     line = f"{len(finished)} of {len(todo)} runs finished: {steps:,} steps in {seconds:,.1f} s, {steps / max(seconds, 1e-9):,.1f} steps/s in all"
     return line + (
-        f"; score one with `stormfast evaluate {shlex.quote(str(finished[0].member.run_dir))}`" if finished else ""
+        f"; score one with `stormfast evaluate {shlex.quote(str(finished[0].planned.run_dir))}`" if finished else ""
     )
 
 
@@ -112,7 +115,7 @@ def pairs(launch: LaunchConfig) -> list[tuple[str, int]]:
     return [(game, launch.seed + k) for k in range(launch.seeds) for game in games]
 
 
-def new_members(launch: LaunchConfig) -> list[Planned]:
+def new_runs(launch: LaunchConfig) -> list[Planned]:
     """The runs of a launch, none of which may exist yet. Raises: UserError; OSError as the file system gives it."""
     settings, wanted = launch.one_run(), pairs(launch)
     group = Path(launch.run_dir) if launch.run_dir else make_default(RUNS)
@@ -120,23 +123,23 @@ def new_members(launch: LaunchConfig) -> list[Planned]:
         raise UserError(f"--run-dir must be a directory, but {group} is a file; choose another")
     if (group / CONFIG).exists():
         raise UserError(f"--run-dir must be a directory for several runs, but {group} is a run; choose another")
-    members = [new_member(settings, group, *pair) for pair in wanted]
-    for member in members:
-        if member.run_dir.exists():
+    planned_runs = [new_run(settings, group, *pair) for pair in wanted]
+    for planned in planned_runs:
+        if planned.run_dir.exists():
             raise UserError(
-                f"{member.run_dir} is there already. Add --resume to go on with the runs in {group}, or choose another --run-dir."
+                f"{planned.run_dir} is there already. Add --resume to go on with the runs in {group}, or choose another --run-dir."
             )
-    return members
+    return planned_runs
 
 
-def new_member(settings: TrainConfig, group: Path, game: str, seed: int) -> Planned:
+def new_run(settings: TrainConfig, group: Path, game: str, seed: int) -> Planned:
     """A run that begins, with these settings but for its game, seed and directory."""
     config = replace(settings, game=game, seed=seed, run_dir=str(group / f"{game}-seed{seed}"), resume=False)
     kind = ("--preset", config.preset, "--protocol", config.protocol)
     return Planned(config, (*kind, *flags(config, preset_config(config.preset, config.protocol))))
 
 
-def resumed_members(launch: LaunchConfig, args: Sequence[str], read_config: ReadConfig) -> list[Planned]:
+def resumed_runs(launch: LaunchConfig, args: Sequence[str], read_config: ReadConfig) -> list[Planned]:
     """The runs of a launch whose group exists: those that began go on, the others begin with the same settings.
 
     Raises: UserError for a group without any of them, and for settings that a resume may not change.
@@ -146,7 +149,7 @@ def resumed_members(launch: LaunchConfig, args: Sequence[str], read_config: Read
             "--resume needs the --run-dir of the runs to go on with: the directory that holds them, as `stormfast train` printed it"
         )
     check_name("run_dir", launch.run_dir)
-    group, members = Path(launch.run_dir), {}
+    group, planned_runs = Path(launch.run_dir), {}
     for game, seed in pairs(launch):
         path = group / f"{game}-seed{seed}"
         if _has_begun(path):
@@ -161,15 +164,15 @@ def resumed_members(launch: LaunchConfig, args: Sequence[str], read_config: Read
                 str(path),
             ]  # of a flag given twice the last counts
             config = read_config([*args, *one]).one_run()
-            members[game, seed] = Planned(
+            planned_runs[game, seed] = Planned(
                 config, tuple(flags(config, replace(load_config(path), run_dir=None))), _saved_step(path)
             )
-    if not members:
+    if not planned_runs:
         raise UserError(
             f"{group} holds none of the runs to go on with, such as {path.name}; give their --game and --seed, or leave --resume out"
         )
-    settings = next(iter(members.values())).config
-    return [members.get(pair) or new_member(settings, group, *pair) for pair in pairs(launch)]
+    settings = next(iter(planned_runs.values())).config
+    return [planned_runs.get(pair) or new_run(settings, group, *pair) for pair in pairs(launch)]
 
 
 def flags(config: TrainConfig, base: TrainConfig) -> list[str]:
@@ -205,7 +208,7 @@ def _saved_step(path: Path) -> int:
 # --- sharing the machine -------------------------------------------------------------------------------------------
 
 
-def how_many_at_once(launch: LaunchConfig, num_runs: int, decided: Plan) -> int:
+def num_at_once(launch: LaunchConfig, num_runs: int, decided: Plan) -> int:
     """Runs at once: as many as launch.parallel says; else all where they compute with CUDA, and one a core where not."""
     most = launch.parallel or (num_runs if decided.device.type == "cuda" else num_cores())
     return max(1, min(most, num_runs))
@@ -224,7 +227,7 @@ def as_many_as_fit(parallel: int, todo: Sequence[Planned], decided: Plan) -> int
     return min(parallel, fitting)
 
 
-def child_environment(parallel: int) -> tuple[dict[str, str], str]:
+def process_environment(parallel: int) -> tuple[dict[str, str], str]:
     """The environment of a run and its number of CPU threads: its share of the cores, unless OMP_NUM_THREADS is set."""
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, num_cores() // parallel))
     # TERM: what a run prints goes to a log, and a display that is redrawn in place has no place there, FORCE_COLOR or not

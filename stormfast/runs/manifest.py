@@ -110,6 +110,8 @@ def read_manifest(directory: Path) -> Manifest:
         ) from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}; make it readable") from None
+    except UserError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:  # also JSON and Unicode errors
         raise UserError(
             f"{path} is damaged ({type(error).__name__}: {' '.join(str(error).split())}); {ADVICE}"

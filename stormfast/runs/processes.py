@@ -1,7 +1,7 @@
-"""Runs as child processes: started, watched and stopped together, their progress on one line.
+"""Runs, each a process of its own: started, watched and stopped together, their progress on one line.
 
-A child prints into its log, which is read as it grows: its lines come out here with its name in front, its own progress
-lines excepted. How far it is stands in its metrics.jsonl. Children are in process groups of their own, so that Ctrl-C
+A process prints into its log, which is read as it grows: its lines come out here with its name in front, its own progress
+lines excepted. How far it is stands in its metrics.jsonl. Processes are in process groups of their own, so that Ctrl-C
 reaches this process alone, which has them save and end.
 """
 
@@ -18,18 +18,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from stormfast.config import TrainConfig
 from stormfast.runs.metrics import METRICS
 from stormfast.runs.progress import RATE_OVER, log_line
+from stormfast.runs.signals import SignalWatch
+from stormfast.settings import TrainConfig
 
-POLL_EVERY = 0.25  # seconds between two looks at the children, their logs and their metrics
+POLL_EVERY = 0.25  # seconds between two looks at the processes, their logs and their metrics
 LOG_EVERY = 10.0  # seconds between two lines of progress where there is no terminal
 TAIL = 16_384  # bytes of metrics.jsonl that a look reads: some thirty lines
 STOPPING = "stopping after this step"  # how a run says that a signal has reached it
@@ -61,34 +61,34 @@ class Planned:
 class Process:
     """A run's process, and what is known of it: step, steps/s of late, return of its last episodes."""
 
-    def __init__(self, member: Planned, environment: Mapping[str, str]) -> None:
+    def __init__(self, planned: Planned, environment: Mapping[str, str]) -> None:
         """Starts it. Raises: OSError when there is no process to be had, or no log to be written."""
-        self.member = member
-        self.step, self.rate, self.episode_return = member.start_step, 0.0, math.nan
+        self.planned = planned
+        self.step, self.rate, self.episode_return = planned.start_step, 0.0, math.nan
         self.failed = False
-        self.told_to_stop = False
-        self._seen = version(member.run_dir / METRICS)  # what an earlier process left says nothing of this one
-        command = [sys.executable, "-c", START.format(path=ascii(sys.path)), "train", *member.flags]
-        with open(member.log, "ab") as log:
+        self.is_stopping = False
+        self._seen = version(planned.run_dir / METRICS)  # what an earlier process left says nothing of this one
+        command = [sys.executable, "-c", START.format(path=ascii(sys.path)), "train", *planned.flags]
+        with open(planned.log, "ab") as log:
             start = log.tell()
-            self.process = subprocess.Popen(
+            self.popen = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, process_group=0
             )
-        self._log = open(member.log, "rb")  # noqa: SIM115 - open for as long as the child is watched
+        self._log = open(planned.log, "rb")  # noqa: SIM115 - open for as long as the process is watched
         self._log.seek(start)
         self._partial = b""
 
     def new_lines(self) -> list[str]:
         """What it printed since the last call, without progress, which look() takes from the metrics."""
-        end = b"\n" if self.process.returncode is not None else b""
+        end = b"\n" if self.popen.returncode is not None else b""
         *lines, self._partial = (self._partial + self._log.read() + end).split(b"\n")
         texts = [line.decode(errors="replace").strip() for line in lines]
-        self.told_to_stop |= any(text.startswith(STOPPING) for text in texts)
-        return [text for text in texts if text and not text.startswith(f"{self.member.config.game}  ")]
+        self.is_stopping |= any(text.startswith(STOPPING) for text in texts)
+        return [text for text in texts if text and not text.startswith(f"{self.planned.config.game}  ")]
 
-    def look(self) -> None:
+    def read_metrics(self) -> None:
         """Takes step, rate and return from the metrics that the run has written since it was looked at."""
-        start, path = self.member.start_step, self.member.run_dir / METRICS
+        start, path = self.planned.start_step, self.planned.run_dir / METRICS
         seen, self._seen = self._seen, version(path)
         lines = [line for line in last_metrics(path) if line["step"] >= start] if seen != self._seen else []
         if not lines:
@@ -109,14 +109,14 @@ class Process:
 
         Not where a signal has reached it already, as when a batch system signals every process of a job: it would not save.
         """
-        if not self.told_to_stop:
-            self.told_to_stop = True
-            self.process.terminate()
+        if not self.is_stopping:
+            self.is_stopping = True
+            self.popen.terminate()
 
     def kill(self) -> None:
         """Ends it at once, with the processes it may have started."""
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+            os.killpg(self.popen.pid, signal.SIGKILL)
 
     def close(self) -> None:
         self._log.close()
@@ -146,107 +146,81 @@ def last_metrics(path: Path) -> list[dict[str, Any]]:
 # --- watching ------------------------------------------------------------------------------------------------------
 
 
-def watch(members: Sequence[Planned], parallel: int, environment: Mapping[str, str]) -> tuple[list[Process], int]:
-    """Runs all members, at most `parallel` at once, until each has ended.
+def watch(planned_runs: Sequence[Planned], parallel: int, environment: Mapping[str, str]) -> tuple[list[Process], int]:
+    """Runs all planned_runs, at most `parallel` at once, until each has ended.
 
-    At the first SIGINT, SIGTERM or SIGHUP running children save and end, and waiting ones never start. A second kills the
-    children.
-    Returns: the children that were started, and the signal that stopped them, or 0.
+    At the first SIGINT, SIGTERM or SIGHUP running processes save and end, and waiting ones never start. A second kills the
+    processes.
+    Returns: the processes that were started, and the signal that stopped them, or 0.
     """
-    waiting, running, children = deque(members), list[Process](), list[Process]()
-    with Signals() as signals, Board() as board, ended(running):
+    waiting, running, processes, handled = deque(planned_runs), list[Process](), list[Process](), 0
+    with SignalWatch() as signals, Board() as board, stopped_at_exit(running):
         while running or (waiting and not signals.caught):
             while waiting and len(running) < parallel and not signals.caught:
-                child = start(waiting.popleft(), environment, board)
-                if child:
-                    running.append(child)
-                    children.append(child)
+                process = start(waiting.popleft(), environment, board)
+                if process:
+                    running.append(process)
+                    processes.append(process)
             time.sleep(POLL_EVERY)
-            for child in list(running):
-                if attend(child, board, signals.first):
-                    running.remove(child)
-            answer(signals, running, board)
+            for process in list(running):
+                if poll(process, board, signals.first):
+                    running.remove(process)
+            handled = pass_on_signals(signals, handled, running, board)
             board.show(running, waiting)
-    return children, signals.first
+    return processes, signals.first
 
 
-def start(member: Planned, environment: Mapping[str, str], board: "Board") -> Process | None:
-    """The child of a member, or None, told, where it cannot be started."""
+def start(planned: Planned, environment: Mapping[str, str], board: "Board") -> Process | None:
+    """The process of a planned run, or None where it cannot be started, which is logged."""
     try:
-        return Process(member, environment)
+        return Process(planned, environment)
     except OSError as error:
-        board.log_line(f"{member.name}: cannot be started: {error.strerror or error}")
+        board.log_line(f"{planned.name}: cannot be started: {error.strerror or error}")
         return None
 
 
-def attend(child: Process, board: "Board", stopped_by: int) -> bool:
-    """Passes on what a child has said, and how it ended. Returns True when it has."""
-    status = child.process.poll()  # before its log: nothing comes after
-    for line in child.new_lines():
-        board.log_line(f"{child.member.name}: {line}")
-    child.look()
+def poll(process: Process, board: "Board", stopped_by: int) -> bool:
+    """Passes on what a process has said, and how it ended. Returns True when it has."""
+    status = process.popen.poll()  # before its log: nothing comes after
+    for line in process.new_lines():
+        board.log_line(f"{process.planned.name}: {line}")
+    process.read_metrics()
     if status is None:
         return False
-    child.close()
+    process.close()
     as_asked = stopped_by and status in (128 + signal.SIGTERM, 128 + stopped_by, -signal.SIGTERM)
     if status and not as_asked:
-        child.failed = True
+        process.failed = True
         how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"failed with status {status}"
-        board.log_line(f"{child.member.name}: {how} at step {child.step}; its log is {child.member.log}")
+        board.log_line(f"{process.planned.name}: {how} at step {process.step}; its log is {process.planned.log}")
     return True
 
 
-def answer(signals: "Signals", running: Sequence[Process], board: "Board") -> None:
-    """Acts on the signals caught since the last call."""
-    while signals.answered < len(signals.caught):
-        signals.answered += 1
-        if signals.answered == 1:
-            board.log_line(
-                f"{signal.Signals(signals.first).name}: every run stops after its step and saves; once more to kill them, unsaved"
-            )
-        for child in running:
-            if signals.answered == 1:
-                child.stop()
+def pass_on_signals(signals: SignalWatch, handled: int, running: Sequence[Process], board: "Board") -> int:
+    """Passes the signals caught since the last call on to the processes. Returns how many are handled now."""
+    for count in range(handled + 1, len(signals.caught) + 1):
+        if count == 1:
+            name = signal.Signals(signals.first).name
+            board.log_line(f"{name}: every run stops after its step and saves; once more to kill them, unsaved")
+        for process in running:
+            if count == 1:
+                process.stop()
             else:
-                child.kill()
+                process.kill()
+    return len(signals.caught)
 
 
 @contextlib.contextmanager
-def ended(running: Sequence[Process]) -> Iterator[None]:
-    """No child outlives an error of this process."""
+def stopped_at_exit(running: Sequence[Process]) -> Iterator[None]:
+    """No process outlives an error of this process."""
     try:
         yield
     finally:
-        for child in running:
-            child.stop()
-        for child in running:
-            child.process.wait()
-            child.close()
-
-
-class Signals:
-    """SIGINT, SIGTERM and SIGHUP are noted while the context is open. SIGHUP counts as SIGTERM, and not at all under nohup."""
-
-    def __init__(self) -> None:
-        self.caught: list[int] = []
-        self.answered = 0
-
-    @property
-    def first(self) -> int:
-        return self.caught[0] if self.caught else 0
-
-    def __enter__(self) -> "Signals":
-        ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else set()
-        wanted = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP} - ignored
-        self.previous = {number: signal.signal(number, self.catch) for number in wanted}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-
-    def catch(self, number: int, frame: FrameType | None) -> None:
-        self.caught.append(signal.SIGTERM if number == signal.SIGHUP else number)
+        for process in running:
+            process.stop()
+        for process in running:
+            process.popen.wait()
+            process.close()
 
 
 class Board:
@@ -289,17 +263,17 @@ class Board:
 def board_line(running: Sequence[Process], waiting: Sequence[Planned]) -> str:
     """Pong-seed0 1,200/100,000 return -20.5 | Pong-seed1 starting | 3 waiting | 41.2 steps/s in all, ETA 1:02:03."""
     parts = []
-    for child in running:
-        shown = f"{child.step:,}/{child.member.config.steps:,}" if child.rate else "starting"
+    for process in running:
+        shown = f"{process.step:,}/{process.planned.config.steps:,}" if process.rate else "starting"
         parts.append(
-            f"{child.member.name} {shown}"
-            + ("" if math.isnan(child.episode_return) else f" return {child.episode_return:.4g}")
+            f"{process.planned.name} {shown}"
+            + ("" if math.isnan(process.episode_return) else f" return {process.episode_return:.4g}")
         )
     if waiting:
         parts.append(f"{len(waiting)} waiting")
-    rate = sum(child.rate for child in running)
-    left = sum(child.member.config.steps - child.step for child in running) + sum(
-        member.config.steps - member.start_step for member in waiting
+    rate = sum(process.rate for process in running)
+    left = sum(process.planned.config.steps - process.step for process in running) + sum(
+        planned.config.steps - planned.start_step for planned in waiting
     )
     eta = f", ETA {timedelta(seconds=round(left / rate))}" if rate else ""
     return " | ".join([*parts, f"{rate:,.1f} steps/s in all{eta}"])

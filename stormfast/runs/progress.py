@@ -39,14 +39,21 @@ class Progress:
     """
 
     def __init__(
-        self, total_steps: int, start_step: int, title: str, file: TextIO | None = None, unit: str = "steps"
+        self,
+        total_steps: int,
+        start_step: int,
+        title: str,
+        file: TextIO | None = None,
+        unit: str = "steps",
+        quiet: bool = False,
     ) -> None:
-        """Args: total_steps and start_step in `unit`; file: where to show it, default sys.stderr."""
+        """Args: total_steps and start_step in `unit`; file: where to show it, default sys.stderr; quiet: nowhere."""
         self.total, self.step, self.title, self.unit = total_steps, start_step, title, unit
         self.values: dict[str, float] = {}
-        self._console = Console(file=file or sys.stderr)
+        self._console = Console(file=file or sys.stderr, quiet=quiet)
+        self._quiet = quiet
         self._live: Live | None = None
-        if self._console.is_terminal and not self._console.is_dumb_terminal:
+        if self._console.is_terminal and not self._console.is_dumb_terminal and not quiet:
             self._live = Live(console=self._console, auto_refresh=False)  # no thread: update() redraws
         self._marks = deque([(time.monotonic(), start_step)])  # (seconds, step), RATE_OVER back at most
         self._redraw_at = 0.0
@@ -70,7 +77,7 @@ class Progress:
         now = time.monotonic()
         if values:
             self.values |= values
-            if self._live is None:
+            if self._live is None and not self._quiet:
                 self._mark(now)
                 with contextlib.suppress(OSError):  # as in log_line()
                     self._console.file.write(self._line() + "\n")

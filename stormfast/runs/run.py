@@ -15,7 +15,6 @@ from torch import Tensor
 
 from stormfast.collect import Collector
 from stormfast.compile import Updates, compile_run
-from stormfast.config import TrainConfig
 from stormfast.demonstration import load_demonstration
 from stormfast.device import keep_freed_memory
 from stormfast.envs import make_env
@@ -36,6 +35,7 @@ from stormfast.runs.state import (
     with_prefix,
     without_prefix,
 )
+from stormfast.settings import TrainConfig
 
 
 @dataclass
@@ -54,6 +54,7 @@ class Run:
     step: int = 0  # environment steps taken
     saved_at: int = -1  # step of the last checkpoint; -1 for none
     logged_at: int = -1  # step of the last metrics; -1 for none
+    stopped_by: int = 0  # the signal that stopped it; 0 for none
 
     def __enter__(self) -> "Run":
         return self
@@ -83,7 +84,7 @@ def build(config: TrainConfig, run_dir: Path, decided: Plan | None = None) -> Ru
         config.game,
         config.env,
         num_envs=config.num_envs,
-        backend=decided.env_backend,
+        backend=config.env_backend,
         seed=env_seed(config.seed, saved),
     )
     check_fits(config, decided, env.num_actions)
@@ -193,6 +194,8 @@ def restore(learner: Learner, collector: Collector, saved: Checkpoint) -> None:
             )
             episode = without_prefix("episode", tensors)
             collector.game_return, collector.length = episode["return"].cpu().numpy(), episode["length"].cpu().numpy()
+    except UserError:
+        raise
     except (RuntimeError, KeyError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(

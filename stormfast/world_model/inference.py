@@ -37,7 +37,7 @@ class InferenceModel:
         self.folded.fold(self.source.encoder)
 
     def autocast(self) -> torch.autocast:
-        return autocast(self.model.two_hot.bins.device, self.dtype)
+        return autocast(self.model.device, self.dtype)
 
 
 def inference_copy(module: M, dtype: torch.dtype, without: tuple[str, ...] = ()) -> M:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stormfast.config import WorldModelConfig
 from stormfast.objective import weighted_sum
 from stormfast.records import Batch
+from stormfast.settings import WorldModelConfig
 from stormfast.world_model.heads import NUM_BINS, TwoHot, mlp, upcast
 from stormfast_kernels import unimix_log_probs
 

@@ -6,8 +6,8 @@ B batch   T time   S categoricals   K classes   D width
 import torch
 from torch import Tensor, nn
 
-from stormfast.config import WorldModelConfig
 from stormfast.records import Batch
+from stormfast.settings import WorldModelConfig
 from stormfast.world_model.encoder import Decoder, Encoder, normalize_frames
 from stormfast.world_model.heads import TwoHot
 from stormfast.world_model.latent import LatentHead, sample_latent, sample_latent_with_log_probs
@@ -35,6 +35,10 @@ class WorldModel(nn.Module):
                 self.add_module(name, make_head(config))
         self.two_hot = TwoHot()
         self.config, self.num_actions = config, num_actions
+
+    @property
+    def device(self) -> torch.device:
+        return self.two_hot.bins.device
 
     def encode(self, obs: Tensor) -> Tensor:
         """Posterior logits of frames [..., 3, 64, 64] (uint8, or float in [0, 1]) -> [..., S, K]."""

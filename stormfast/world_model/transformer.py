@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stormfast.config import WorldModelConfig
+from stormfast.settings import WorldModelConfig
 from stormfast_kernels import cached_attention_step
 
 

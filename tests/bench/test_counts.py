@@ -19,9 +19,9 @@ import torch
 from bench import counts
 from bench.counted import graphs, kernels, phases
 from stormfast.agent import Agent
-from stormfast.config import PRESETS
 from stormfast.errors import UserError
 from stormfast.learner import Learner
+from stormfast.settings import PRESETS
 from stormfast.world_model import WorldModel
 from stormfast_kernels import launch
 

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from stormfast.commands import doctor
-from stormfast.device import auto_preset
+from stormfast.plan import plan
+from stormfast.settings import TrainConfig
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def report(capsys: pytest.CaptureFixture[str]) -> tuple[int, list[str]]:
-    status = doctor.doctor()
+    status = doctor.run(doctor.Config())
     return status, capsys.readouterr().out.splitlines()
 
 
@@ -27,16 +28,15 @@ def test_healthy_installation(capsys: pytest.CaptureFixture[str], monkeypatch: p
     for distribution in doctor.REQUIRED:
         assert f"{distribution} {metadata.version(distribution)}" in lines
     for topic in (
-        "device: ",
-        "precision: ",
+        "CUDA devices: ",
         "Triton: ",
-        "kernels: ",
         "envpool: ",
-        "environments: ale for --num-envs 1",
-        "environments: envpool",
+        "  env_backend: ale",
+        "  with --num-envs 4, env_backend: envpool",
     ):
         assert any(line.startswith(topic) for line in lines), topic
-    assert f"preset: --preset auto takes {auto_preset('auto')[0]}" in lines[-1]
+    for name, value in plan(TrainConfig()).rows().items():
+        assert any(line.startswith(f"  {name}: {value}, because ") for line in lines), name
 
 
 def test_in_a_process(command: list[str], tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_without_envpool_several_environments_use_ale(
     status, lines = report(capsys)
     assert status == 0
     assert any(line.startswith("problem: import envpool fails") for line in lines)
-    assert any(line.startswith("environments: ale for --num-envs 4") for line in lines)
+    assert any(line.startswith("  with --num-envs 4, env_backend: ale") for line in lines)
 
 
 def test_bad_kernel_choice_is_a_problem(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

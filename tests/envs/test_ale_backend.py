@@ -16,12 +16,12 @@ import pytest
 from ale_py import roms
 from safetensors.numpy import load_file, save_file
 
-from stormfast.config import EnvConfig
 from stormfast.envs import make_env
 from stormfast.envs.ale_backend import AleVectorEnv, _draw, _mt19937, rom_name
 from stormfast.envs.games import SCORES
 from stormfast.errors import UserError
 from stormfast.records import EnvStep
+from stormfast.settings import EnvConfig
 
 
 def assert_equal(a: EnvStep, b: EnvStep, where: str) -> None:
@@ -217,7 +217,7 @@ RESUME = """
 import sys, hashlib, dataclasses
 import numpy as np
 from safetensors.numpy import load_file
-from stormfast.config import EnvConfig
+from stormfast.settings import EnvConfig
 from stormfast.envs import make_env
 env = make_env(sys.argv[1], EnvConfig(sticky=0.25, max_episode_steps=120), num_envs=2, backend="ale", seed=6)
 env.load_state(load_file(sys.argv[2]))

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box, Discrete, MultiDiscrete
 
-from stormfast.config import EnvConfig
 from stormfast.envs import make_env
 from stormfast.envs.gymnasium_backend import GymnasiumVectorEnv
 from stormfast.errors import UserError
+from stormfast.settings import EnvConfig
 
 
 class Counter(gymnasium.Env):

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stormfast.config import EnvConfig
-from stormfast.envs import make_env, resolve_backend
+from stormfast.envs import choose_backend, make_env
 from stormfast.envs.games import SCORES
 from stormfast.errors import UserError
+from stormfast.settings import EnvConfig
 
 SAME_SEED = EnvConfig(same_seed_resets=True)
 NO_NOOPS = EnvConfig(noop_max=0)
@@ -33,7 +33,7 @@ NO_NOOPS = EnvConfig(noop_max=0)
     ],
 )
 def test_choice(game: str, config: EnvConfig, num_envs: int, backend: str, name: str) -> None:
-    chosen = resolve_backend(game, config, num_envs=num_envs, backend=backend)
+    chosen = choose_backend(game, config, num_envs=num_envs, backend=backend)
     assert chosen.name == name
     assert chosen.reason
     made = make_env(game, config, num_envs=num_envs, backend=backend, seed=0)
@@ -43,7 +43,7 @@ def test_choice(game: str, config: EnvConfig, num_envs: int, backend: str, name:
 
 def test_auto_does_without_envpool(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "envpool", None)  # makes `import envpool` fail
-    chosen = resolve_backend("Pong", EnvConfig(), num_envs=4, backend="auto")
+    chosen = choose_backend("Pong", EnvConfig(), num_envs=4, backend="auto")
     assert chosen.name == "ale"
     assert "envpool" in chosen.reason
     assert "pip install" in chosen.reason
@@ -51,11 +51,11 @@ def test_auto_does_without_envpool(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_auto_does_without_ale(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ale_py", None)
-    assert resolve_backend("Pong", EnvConfig(), num_envs=1, backend="auto").name == "envpool"
+    assert choose_backend("Pong", EnvConfig(), num_envs=1, backend="auto").name == "envpool"
     with pytest.raises(UserError, match="need an emulator, but ale_py does not import"):
-        resolve_backend("Pong", SAME_SEED, num_envs=1, backend="auto")
+        choose_backend("Pong", SAME_SEED, num_envs=1, backend="auto")
     with pytest.raises(UserError, match="need an emulator, but ale_py does not import"):
-        resolve_backend("Pong", NO_NOOPS, num_envs=2, backend="auto")
+        choose_backend("Pong", NO_NOOPS, num_envs=2, backend="auto")
 
 
 @pytest.mark.parametrize(("backend", "package"), [("envpool", "envpool"), ("ale", "ale_py"), ("ale", "cv2")])
@@ -74,7 +74,7 @@ def test_asked_for_but_missing(monkeypatch: pytest.MonkeyPatch, backend: str, pa
 def test_what_envpool_cannot_do(config: EnvConfig, reason: str) -> None:
     with pytest.raises(UserError, match=f"env_backend must be ale or auto, because envpool {reason}.*; got envpool"):
         make_env("Pong", config, num_envs=2, backend="envpool", seed=0)
-    assert reason in resolve_backend("Pong", config, num_envs=2, backend="auto").reason
+    assert reason in choose_backend("Pong", config, num_envs=2, backend="auto").reason
 
 
 def test_unknown_game_and_backend() -> None:

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from stormfast.cli import main
-from stormfast.config import ProfileConfig, TrainConfig, preset_config
 from stormfast.errors import UserError
 from stormfast.measure import peaks, profile
 from stormfast.measure.op_counts import OpCounts, OpWork
@@ -20,6 +19,7 @@ from stormfast.measure.phases import cycle_steps
 from stormfast.measure.profile import spread, training_config
 from stormfast.measure.profile_report import WIDTH, foot, number
 from stormfast.schema import flatten
+from stormfast.settings import ProfileConfig, TrainConfig, preset_config
 
 CPU = torch.device("cpu")
 PHASES = ["act", "sample_windows", "world_model", "sample_contexts", "imagination", "agent", "refresh", "env"]

@@ -9,16 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from stormfast.config import TrainConfig, preset_config
 from stormfast.errors import UserError
 from stormfast.learner import Learner
 from stormfast.memory import estimate as memory
 from stormfast.memory.estimate import GB, PHASES, check_fits, estimate, run_phases, upper_bound
 from stormfast.memory.meta_tensors import LiveBytes
+from stormfast.plan import Plan
 from stormfast.player import Player
 from stormfast.replay import ROW_BYTES, Replay
 from stormfast.schema import override
-from tests.model_fixtures import NUM_ACTIONS, make_batch, tiny_config
+from stormfast.settings import TrainConfig, preset_config
+from tests.model_fixtures import NUM_ACTIONS, make_batch, plan_on, tiny_config
 
 CPU = torch.device("cpu")
 
@@ -254,9 +255,9 @@ def free(monkeypatch: pytest.MonkeyPatch):
     return set_free
 
 
-def refusal(config: TrainConfig, device: torch.device = CPU) -> str:
+def refusal(config: TrainConfig, decided: Plan | None = None) -> str:
     with pytest.raises(UserError) as caught:
-        check_fits(config, NUM_ACTIONS, device)
+        check_fits(config, decided or plan_on("cpu"), NUM_ACTIONS)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -273,7 +274,7 @@ def test_a_run_that_fits_goes_on_in_silence(free):
     taken = estimate(config, NUM_ACTIONS, torch.float32, "cpu").total
     for num_bytes in (None, 10**12, taken):
         free(num_bytes)
-        check_fits(config, NUM_ACTIONS, CPU)
+        check_fits(config, plan_on("cpu"), NUM_ACTIONS)
     free(taken - 1)
     refusal(config)
 
@@ -287,7 +288,7 @@ def test_a_replay_too_large_is_named_with_what_fits(free):
     )
     assert ") on cpu, but 0.90 GB are free; give --replay.capacity 5" in message
     smaller = advised(config, message)
-    check_fits(smaller, NUM_ACTIONS, CPU)
+    check_fits(smaller, plan_on("cpu"), NUM_ACTIONS)
     refusal(override(smaller, {"replay.capacity": int(smaller.replay.capacity * 1.05)}))  # and not much less than fits
 
 
@@ -303,7 +304,7 @@ def test_a_batch_too_large_is_named_with_what_fits(free, values, flag):
     free(int(0.5 * estimate(config, NUM_ACTIONS, torch.float32, "cpu").total) + memory.LIBRARIES["cpu"] // 2)
     message = refusal(config)
     assert f"give --{flag} " in message
-    check_fits(advised(config, message), NUM_ACTIONS, CPU)
+    check_fits(advised(config, message), plan_on("cpu"), NUM_ACTIONS)
 
 
 def test_where_no_one_part_is_to_blame_other_sizes_are_asked_for(free):
@@ -316,22 +317,19 @@ def test_rows_that_no_step_will_bring_are_not_asked_for_on_a_cpu(free):
     config = short_config({"replay.capacity": 100_000, "steps": 1_000})
     found = estimate(config, NUM_ACTIONS, torch.float32, "cpu")
     free(found.total - found.replay + 2_001 * ROW_BYTES)
-    check_fits(config, NUM_ACTIONS, CPU)
+    check_fits(config, plan_on("cpu"), NUM_ACTIONS)
     refusal(override(config, {"steps": 1_001}))
 
 
 def test_the_context_that_exists_is_not_asked_for_again(free, monkeypatch):
-    monkeypatch.setattr(
-        memory, "resolve_mode", lambda choice, device: "graphs" if choice == "auto" else choice
-    )  # which asks the device
     config = short_config({})
     found = estimate(config, NUM_ACTIONS, torch.float32, "cuda", captured=True)
     free(found.total - found.context)
-    check_fits(config, NUM_ACTIONS, torch.device("cuda", 0))
+    check_fits(config, plan_on("cuda:0", "graphs"), NUM_ACTIONS)
     free(found.total - found.context - 1)
-    message = refusal(config, torch.device("cuda", 0))
+    message = refusal(config, plan_on("cuda:0", "graphs"))
     assert " on cuda:0, but " in message and "context" not in message
-    check_fits(override(config, {"compile": "default"}), NUM_ACTIONS, torch.device("cuda", 0))  # less without graphs
+    check_fits(config, plan_on("cuda:0"), NUM_ACTIONS)  # less without graphs
 
 
 def test_sizes_beyond_any_memory_are_one_line(free):
@@ -344,4 +342,4 @@ def test_sizes_beyond_any_memory_are_one_line(free):
 def test_the_quick_bound_spares_the_count(free, monkeypatch):
     monkeypatch.setattr(memory, "count", None)  # calling it fails
     free(upper_bound(short_config({}), NUM_ACTIONS))
-    check_fits(short_config({}), NUM_ACTIONS, CPU)
+    check_fits(short_config({}), plan_on("cpu"), NUM_ACTIONS)

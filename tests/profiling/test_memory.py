@@ -9,8 +9,8 @@ import memory as report
 import pytest
 import torch
 
-from stormfast.config import preset_config
 from stormfast.memory.estimate import PHASES, estimate
+from stormfast.settings import preset_config
 
 
 def test_json_holds_the_count(capsys):

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from stormfast.config import preset_config
 from stormfast.memory.estimate import count
 from stormfast.memory.meta_tensors import Block, Event, Peak
+from stormfast.settings import preset_config
 
 matplotlib_image = pytest.importorskip("matplotlib.image")
 from memory_picture import BACKWARD, FORWARD, KEPT, REST, timeline  # noqa: E402

@@ -10,11 +10,11 @@ import torch
 import warm_steps
 
 from stormfast import annotate
-from stormfast.config import ProfileConfig
 from stormfast.measure import profile
 from stormfast.measure.profile import training_config
 from stormfast.runs.run import Run
 from stormfast.schema import override
+from stormfast.settings import ProfileConfig
 
 TINY = ProfileConfig(preset="tiny", device="cpu", warmup=2)
 PHASES = ["act", "sample_windows", "world_model", "sample_contexts", "imagination", "agent", "refresh", "env", "append"]

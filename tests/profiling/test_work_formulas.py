@@ -13,7 +13,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from work_formulas import Part, calls_per_step, parts
 from work_sizes import Sizes
 
-from stormfast.config import PRESETS, PROTOCOLS, TrainConfig, preset_config, validate
 from stormfast.learner import Learner
 from stormfast.measure.op_counts import FORMULAS, count
 from stormfast.measure.phases import FullStep
@@ -24,6 +23,7 @@ from stormfast.records import OBS_SHAPE
 from stormfast.replay import ROW_BYTES, Replay
 from stormfast.runs.run import Run
 from stormfast.schema import override
+from stormfast.settings import PRESETS, PROTOCOLS, TrainConfig, preset_config, validate
 from stormfast.world_model.encoder import FEATURE_SIZE
 from stormfast.world_model.heads import NUM_BINS
 from tests.model_fixtures import NUM_ACTIONS, make_batch, tiny_config, tiny_learner

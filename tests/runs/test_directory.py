@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from stormfast.config import TrainConfig, preset_config
 from stormfast.errors import UserError
 from stormfast.runs import directory as run_dir
 from stormfast.schema import flatten
+from stormfast.settings import TrainConfig, preset_config
 
 CONFIG = preset_config("tiny", "reference")
 

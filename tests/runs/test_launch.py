@@ -13,24 +13,26 @@ import pytest
 import torch
 
 from stormfast import cli
-from stormfast.config import LaunchConfig, TrainConfig, preset_config
+from stormfast.commands.train import read_config
+from stormfast.loop import train
 from stormfast.memory.estimate import estimate
 from stormfast.runs import launch as seeds
 from stormfast.runs.checkpoint import load_checkpoint
 from stormfast.runs.directory import create, load_config
 from stormfast.runs.launch import (
     as_many_as_fit,
-    child_environment,
     flags,
-    how_many_at_once,
-    new_members,
+    new_runs,
+    num_at_once,
     pairs,
-    resumed_members,
+    process_environment,
+    resumed_runs,
 )
 from stormfast.runs.manifest import File, Manifest, ReplayFiles
 from stormfast.runs.processes import Planned
 from stormfast.schema import override
-from stormfast.train import train
+from stormfast.settings import LaunchConfig, TrainConfig, preset_config
+from tests.model_fixtures import plan_on
 
 TINY = ["--game", "Catch", "--preset", "tiny", "--device", "cpu", "--logging.no-tensorboard"]
 
@@ -128,7 +130,7 @@ def test_each_run_has_its_game_seed_and_directory_and_the_settings_asked_for(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     args = "--game Pong,Krull --seeds 2 --seed 5 --preset tiny --protocol reference --world-model.channels 2 4 8 16 --agent.gamma 0.1 --env.noop-max 3"
-    launch = cli.train_config(
+    launch = read_config(
         [
             *args.split(),
             "--run-dir=--my runs",
@@ -138,20 +140,18 @@ def test_each_run_has_its_game_seed_and_directory_and_the_settings_asked_for(
             "1e-7",
         ]
     )
-    members = new_members(launch)
-    assert [member.run_dir for member in members] == [
+    planned_runs = new_runs(launch)
+    assert [planned.run_dir for planned in planned_runs] == [
         Path("--my runs") / name for name in ("Pong-seed5", "Krull-seed5", "Pong-seed6", "Krull-seed6")
     ]
-    for member, (game, seed) in zip(members, pairs(launch), strict=True):
-        assert member.config == replace(launch.one_run(), game=game, seed=seed, run_dir=f"--my runs/{game}-seed{seed}")
-        assert (
-            cli.train_config(list(member.flags)).one_run() == member.config
-        )  # what the process is told makes just that
+    for planned, (game, seed) in zip(planned_runs, pairs(launch), strict=True):
+        assert planned.config == replace(launch.one_run(), game=game, seed=seed, run_dir=f"--my runs/{game}-seed{seed}")
+        assert read_config(list(planned.flags)).one_run() == planned.config  # what the process is told makes just that
 
 
 def test_a_group_without_a_name_is_named_as_single_runs_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    first, second = (new_members(LaunchConfig(preset="tiny", seeds=2))[0].run_dir.parent for _ in range(2))
+    first, second = (new_runs(LaunchConfig(preset="tiny", seeds=2))[0].run_dir.parent for _ in range(2))
     assert first != second
     assert first.parent == second.parent == Path("runs")
     assert time.strptime(first.name[:15], "%Y%m%d-%H%M%S")
@@ -184,23 +184,23 @@ def test_resume_goes_on_with_what_began_skips_what_is_finished_and_begins_the_re
     ]
     assert [entry.name for entry in (group / "Catch-seed3").iterdir()] == ["config.json"]  # ended before it began
     args = ["--game", "Catch", "--seed", "1", "--seeds", "4", "--run-dir", str(group), "--resume"]
-    finished, going, unborn, new = resumed_members(cli.train_config(args), args, cli.train_config)
-    assert [member.start_step for member in (finished, going, unborn, new)] == [500, 100, 0, 0]
+    finished, going, unborn, new = resumed_runs(read_config(args), args, read_config)
+    assert [planned.start_step for planned in (finished, going, unborn, new)] == [500, 100, 0, 0]
     assert going.config == replace(odd[1], resume=True)
     assert list(going.flags) == [f"--run-dir={group}/Catch-seed2", "--resume"]
-    assert cli.train_config(list(going.flags)).one_run() == going.config
-    for member, seed in ((unborn, 3), (new, 4)):  # the same settings as the others have, though none were given
-        assert member.config == replace(odd[0], seed=seed, run_dir=str(group / f"Catch-seed{seed}"))
-        assert not member.run_dir.exists()
-        assert cli.train_config(list(member.flags)).one_run() == member.config
+    assert read_config(list(going.flags)).one_run() == going.config
+    for planned, seed in ((unborn, 3), (new, 4)):  # the same settings as the others have, though none were given
+        assert planned.config == replace(odd[0], seed=seed, run_dir=str(group / f"Catch-seed{seed}"))
+        assert not planned.run_dir.exists()
+        assert read_config(list(planned.flags)).one_run() == planned.config
     longer = [*args, "--steps", "900"]
-    assert [member.config.steps for member in resumed_members(cli.train_config(longer), longer, cli.train_config)] == [
-        900
-    ] * 4
+    assert [planned.config.steps for planned in resumed_runs(read_config(longer), longer, read_config)] == [900] * 4
     started: list[Planned] = []
-    monkeypatch.setattr(seeds, "watch", lambda members, parallel, environment: (started.extend(members), ([], 0))[1])
+    monkeypatch.setattr(
+        seeds, "watch", lambda planned_runs, parallel, environment: (started.extend(planned_runs), ([], 0))[1]
+    )
     assert cli.main(["train", *args]) == 1  # as the stand-in starts none
-    assert [member.name for member in started] == ["Catch-seed2", "Catch-seed3", "Catch-seed4"]
+    assert [planned.name for planned in started] == ["Catch-seed2", "Catch-seed3", "Catch-seed4"]
 
 
 def test_a_group_that_is_finished_has_nothing_to_do(
@@ -220,10 +220,10 @@ def test_what_is_advised_after_a_stop_works(
     """With --resume once a run has begun; before that there is nothing to resume, and the same command begins."""
     begin = [False]
 
-    def stopped(members: list[Planned], *_: object) -> tuple[list, int]:
-        create(members[0].config)  # its process ended before it saved
+    def stopped(planned_runs: list[Planned], *_: object) -> tuple[list, int]:
+        create(planned_runs[0].config)  # its process ended before it saved
         if begin[0]:
-            (members[0].run_dir / "metrics.jsonl").touch()
+            (planned_runs[0].run_dir / "metrics.jsonl").touch()
         return [], signal.SIGTERM
 
     def advised(args: list[str]) -> list[str]:
@@ -242,31 +242,27 @@ def test_what_is_advised_after_a_stop_works(
 
 def test_on_cuda_no_more_at_once_than_fit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     config = replace(preset_config("tiny", "standard"), precision="bfloat16")
-    todo, device = [Planned(config, ())] * 20, torch.device("cuda", 0)
+    todo, decided = [Planned(config, ())] * 20, plan_on("cuda:0", "graphs", torch.bfloat16)
     each = estimate(config, 18, torch.bfloat16, captured=True).total
     free = [0]
     monkeypatch.setattr("stormfast.memory.estimate.available_memory", lambda device: free[0])
-    monkeypatch.setattr(
-        "stormfast.memory.estimate.resolve_mode", lambda choice, device: "graphs"
-    )  # which asks the device
     for free[0], expected in ((7 * each, 7), (7 * each - 1, 6), (each - 1, 1), (8 * each, 8), (100 * each, 8)):
-        assert as_many_as_fit(8, todo, device) == expected
+        assert as_many_as_fit(8, todo, decided) == expected
         lines = capsys.readouterr().err.splitlines()
         told = [f"{expected} at once, not 8: no more fit in the memory that is free on cuda:0"] if expected < 8 else []
         assert lines == told
-    assert as_many_as_fit(8, todo, torch.device("cpu")) == 8
+    assert as_many_as_fit(8, todo, plan_on("cpu")) == 8
 
 
 def test_how_many_at_once_and_their_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(seeds, "num_cores", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert [how_many_at_once(LaunchConfig(device="cpu"), n) for n in (0, 1, 5, 20)] == [1, 1, 5, 8]
-    assert [how_many_at_once(LaunchConfig(device="cpu", parallel=12), n) for n in (5, 20)] == [5, 12]
-    assert [child_environment(n)[0]["OMP_NUM_THREADS"] for n in (1, 3, 8, 12)] == ["8", "2", "1", "1"]
-    monkeypatch.setattr(seeds, "resolve_device", lambda name: torch.device("cuda", 0))
-    assert [how_many_at_once(LaunchConfig(), n) for n in (1, 20)] == [1, 20]
+    assert [num_at_once(LaunchConfig(), n, plan_on("cpu")) for n in (0, 1, 5, 20)] == [1, 1, 5, 8]
+    assert [num_at_once(LaunchConfig(parallel=12), n, plan_on("cpu")) for n in (5, 20)] == [5, 12]
+    assert [process_environment(n)[0]["OMP_NUM_THREADS"] for n in (1, 3, 8, 12)] == ["8", "2", "1", "1"]
+    assert [num_at_once(LaunchConfig(), n, plan_on("cuda:0")) for n in (1, 20)] == [1, 20]
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    environment, threads = child_environment(8)
+    environment, threads = process_environment(8)
     assert (environment["OMP_NUM_THREADS"], threads) == ("3", "3")  # what the user says goes
 
 
@@ -291,7 +287,7 @@ def train_alone(like: Path, run_dir: Path) -> Path:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        assert train(config, create(config)) == 0
+        assert train(config, create(config)).stopped_by == 0
     finally:
         torch.set_num_threads(threads)
     return run_dir
@@ -409,9 +405,9 @@ def test_a_batch_system_that_signals_every_process_has_every_run_saved(tmp_path:
     )
     runs = [tmp_path / "group" / f"Catch-seed{seed}" for seed in range(2)]
     wait_for_metrics(process, runs)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    assert len(children) == 2
-    for pid in (process.pid, *map(int, children)):
+    processes = Path(f"/proc/{process.pid}/task/{process.pid}/processes").read_text().split()
+    assert len(processes) == 2
+    for pid in (process.pid, *map(int, processes)):
         os.kill(pid, signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM

@@ -10,8 +10,8 @@ from torch.distributions import Categorical
 from torch.distributions import kl_divergence as torch_kl
 from torch.utils._pytree import tree_map
 
-from stormfast.config import WorldModelConfig, WorldModelLossConfig
 from stormfast.objective import weighted_sum
+from stormfast.settings import WorldModelConfig, WorldModelLossConfig
 from stormfast.world_model import WorldModel
 from stormfast.world_model.heads import NUM_BINS, TwoHot
 from stormfast.world_model.losses import HEADS, Prediction, free_bits_mean, masked_mean, world_model_loss

@@ -5,13 +5,13 @@ import torch
 
 from bench.counted import phases
 from stormfast.compile import GraphedCall, capture_updates
-from stormfast.config import PRESETS, TrainConfig
+from stormfast.loop import advance
 from stormfast.measure import phases as full_step
 from stormfast.measure.op_counts import count
 from stormfast.measure.phases import count_phases, time_phases
 from stormfast.replay import Replay
 from stormfast.schema import override
-from stormfast.train import advance
+from stormfast.settings import PRESETS, TrainConfig
 
 
 @pytest.mark.parametrize("preset", PRESETS)

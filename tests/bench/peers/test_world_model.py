@@ -19,10 +19,10 @@ from bench.peers import side_by_side, world_model
 from bench.peers.side_by_side import CheckError
 from bench.peers.sizes import NUM_ACTIONS, Sizes, sizes_of
 from bench.peers.world_model import OURS, PARTS, Update, check, measure, our_updates, random_batch, rival_updates
-from stormfast.config import preset_config
 from stormfast.errors import UserError
 from stormfast.measure.op_counts import count
 from stormfast.schema import override
+from stormfast.settings import preset_config
 
 CPU = torch.device("cpu")
 TINY = preset_config("tiny", "standard")

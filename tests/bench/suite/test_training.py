@@ -14,9 +14,9 @@ from bench.suite.process import Signals
 from bench.suite.record import Record, only_one, open_record
 from bench.suite.run import Around, environment
 from bench.suite.training import Training, curve, go_on, ms_per_step, saved_step
-from stormfast.config import TrainConfig
 from stormfast.errors import UserError
 from stormfast.schema import to_json
+from stormfast.settings import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[3]
 MACHINE = {

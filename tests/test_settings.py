@@ -3,11 +3,16 @@
 import dataclasses
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import pytest
+from typing_extensions import Doc
 
-from stormfast import config as c
+from stormfast import schema
+from stormfast import settings as c
+from stormfast.commands import evaluate
 from stormfast.errors import UserError
 
 PRESETS = list(c.PRESETS)
@@ -17,7 +22,7 @@ PROTOCOLS = list(c.PROTOCOLS)
 def refused(settings: dict[str, object], base: c.TrainConfig | None = None) -> str:
     """What validate says about settings on top of the storm preset."""
     with pytest.raises(UserError) as caught:
-        c.validate(c.override(base or c.TrainConfig(), settings))
+        c.validate(schema.override(base or c.TrainConfig(), settings))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -28,7 +33,7 @@ def test_presets_are_valid_under_each_protocol(preset: str, protocol: str) -> No
     config = c.preset_config(preset, protocol)
     c.validate(config)
     assert (config.preset, config.protocol) == (preset, protocol)
-    assert c.from_json(c.to_json(config)) == config
+    assert c.from_json(schema.to_json(config)) == config
 
 
 def test_presets_set_sizes_and_protocols_set_rules() -> None:
@@ -38,7 +43,7 @@ def test_presets_set_sizes_and_protocols_set_rules() -> None:
 
 
 def test_storm_has_the_sizes_of_the_paper() -> None:
-    flat = c.flatten(c.preset_config("storm", "standard"))
+    flat = schema.flatten(c.preset_config("storm", "standard"))
     paper = {
         "world_model.channels": (32, 64, 128, 256),
         "world_model.categoricals": 32,
@@ -120,7 +125,7 @@ def test_bad_settings_are_told_in_one_line(settings: dict[str, object], expected
 
 @pytest.mark.parametrize("backend", ["auto", "ale"])
 def test_no_noops_need_no_envpool(backend: str) -> None:
-    c.validate(c.override(c.TrainConfig(), {"env.noop_max": 0, "env_backend": backend, "num_envs": 4}))
+    c.validate(schema.override(c.TrainConfig(), {"env.noop_max": 0, "env_backend": backend, "num_envs": 4}))
 
 
 def test_the_reference_protocol_starts_without_noops() -> None:
@@ -139,30 +144,30 @@ def test_huge_integers_do_not_overflow() -> None:
 
 def test_unknown_field_gets_the_nearest_name() -> None:
     with pytest.raises(UserError, match=r"Unknown field 'agent\.gama'\. Did you mean 'agent\.gamma'\?"):
-        c.override(c.TrainConfig(), {"agent.gama": 1.0})
+        schema.override(c.TrainConfig(), {"agent.gama": 1.0})
     with pytest.raises(UserError, match=r"Unknown field 'steps\.x'"):
-        c.override(c.TrainConfig(), {"steps.x": 1})
+        schema.override(c.TrainConfig(), {"steps.x": 1})
 
 
 def test_flatten_and_override_are_inverse() -> None:
     config = c.preset_config("cpu", "reference")
-    assert c.override(c.TrainConfig(), c.flatten(config)) == config
-    assert len(c.flatten(config)) == sum(
-        1 if not dataclasses.is_dataclass(v) else len(dataclasses.fields(v))
-        for v in (getattr(config, f.name) for f in dataclasses.fields(config))
-    )
+    assert schema.override(c.TrainConfig(), schema.flatten(config)) == config
+    assert list(schema.flatten(config)) == [name for name, _ in fields_of(c.TrainConfig)]
+
+
+def fields_of(kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted name and type of every setting."""
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        if dataclasses.is_dataclass(hint):
+            yield from fields_of(hint, f"{prefix}{name}.")
+        else:
+            yield prefix + name, hint
 
 
 def test_every_field_is_documented() -> None:
-    for kind in (c.TrainConfig, c.EvaluateConfig):
-        for name, hint in c.get_type_hints(kind, include_extras=True).items():
-            groups = (
-                c.get_type_hints(hint, include_extras=True).items()
-                if dataclasses.is_dataclass(hint)
-                else [(name, hint)]
-            )
-            for field, annotated in groups:
-                assert any(isinstance(note, c.Doc) for note in c.get_args(annotated)), f"{name}.{field} has no Doc"
+    for kind in (c.TrainConfig, evaluate.Config):
+        for name, annotated in fields_of(kind):
+            assert any(isinstance(note, Doc) for note in get_args(annotated)), f"{name} has no Doc"
 
 
 @pytest.mark.parametrize(
@@ -180,7 +185,7 @@ def test_every_field_is_documented() -> None:
 )
 def test_resume_keeps_what_is_learned(change: dict[str, object], allowed: bool) -> None:
     saved = c.preset_config("tiny", "standard")
-    asked = c.override(saved, change)
+    asked = schema.override(saved, change)
     if allowed:
         c.check_resumable(saved, asked)
         return
@@ -201,12 +206,12 @@ def test_resume_keeps_what_is_learned(change: dict[str, object], allowed: bool) 
     ],
 )
 def test_bad_evaluation_settings(changes: dict[str, object], expected: str) -> None:
-    c.validate_evaluation(c.EvaluateConfig("run", video="film.mp4"))
+    evaluate.check(evaluate.Config("run", video="film.mp4"))
     with pytest.raises(UserError) as caught:
-        c.validate_evaluation(dataclasses.replace(c.EvaluateConfig("run"), **changes))
+        evaluate.check(dataclasses.replace(evaluate.Config("run"), **changes))
     assert str(caught.value).startswith(expected)
 
 
 def test_config_does_not_import_torch() -> None:
-    code = "import stormfast.config, stormfast.games, stormfast.errors, stormfast.cli, stormfast.run_dir, sys; sys.exit('torch' in sys.modules)"
+    code = "import stormfast.settings, stormfast.envs.games, stormfast.errors, stormfast.cli, stormfast.runs.directory, stormfast, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=False).returncode == 0

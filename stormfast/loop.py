@@ -5,57 +5,87 @@ stormfast train --game Pong
 
 import contextlib
 import os
-import signal
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 
 from stormfast import annotate
 from stormfast.compile import is_compiler_error
-from stormfast.config import TrainConfig
 from stormfast.device import out_of_memory
 from stormfast.errors import UserError
 from stormfast.plan import Plan
 from stormfast.runs.progress import Progress, log_line
 from stormfast.runs.run import Run, build
+from stormfast.runs.signals import SignalWatch
+from stormfast.settings import TrainConfig
+
+Callback = Callable[
+    [int, dict[str, float]], object
+]  # (step, metrics), whenever metrics are written; True stops the run
 
 
-def train(config: TrainConfig, run_dir: Path, decided: Plan | None = None) -> int:
-    """Trains until config.steps, saving as it goes. Returns the exit status: 0, or 128 + the signal that stopped it."""
+def train(
+    config: TrainConfig,
+    run_dir: Path,
+    decided: Plan | None = None,
+    *,
+    callback: Callback = lambda step, values: None,
+    quiet: bool = False,
+) -> Run:
+    """Trains until config.steps, or until a signal or the callback stops it, and saves as it goes.
+
+    Args:
+        run_dir: a directory made by runs.directory.create.
+        decided: the plan, where it has been made.
+        quiet: print nothing.
+    Returns: the run, closed; `stopped_by` tells what stopped it.
+    Raises: UserError for what cannot be had, does not fit in memory, or cannot be saved.
+    """
     annotate.from_environment()  # what is wrong with it is told before a run is made
-    with StopSignal() as stop:
+    with SignalWatch(stop_after_this_step) as signals:
         try:
             with build(config, run_dir, decided) as run:
-                learn(run, stop)
+                learn(run, signals, callback, quiet)
         except (MemoryError, RuntimeError) as error:
-            if is_compiler_error(error):
-                reason = " ".join(str(error).split()).partition(" Set TORCHDYNAMO_VERBOSE")[0][:300]
-                raise UserError(
-                    f"--compile {config.compile} needs a compiler, but torch.compile failed: {reason}; give --compile off"
-                ) from None
-            if not out_of_memory(error):
-                raise
-            raise UserError(
-                "This run does not fit in memory; take a smaller preset, batch or --replay.capacity, or another --device."
-            ) from None
-    stopped = f"stopped by {stop.name} at" if stop.caught else "finished at"
-    advice = (
-        f"go on with `stormfast train --run-dir {run_dir} --resume`"
-        if stop.caught
-        else f"score it with `stormfast evaluate {run_dir}`"
-    )
-    log_line(f"{stopped} step {run.step}, saved in {run_dir}; {advice}")
-    return 128 + stop.caught if stop.caught else 0
+            raise explained(error, config) from None
+    run.stopped_by = signals.first
+    return run
 
 
-def learn(run: Run, stop: "StopSignal") -> None:
-    """Steps and updates until the run has its steps or is told to stop; the last state is saved."""
+def explained(error: Exception, config: TrainConfig) -> Exception:
+    """A UserError in place of an error of the compiler or of too little memory; any other one as it is."""
+    if is_compiler_error(error):
+        reason = " ".join(str(error).split()).partition(" Set TORCHDYNAMO_VERBOSE")[0][:300]
+        return UserError(
+            f"--compile {config.compile} needs a compiler, but torch.compile failed: {reason}; give --compile off"
+        )
+    if out_of_memory(error):
+        remedy = "take a smaller preset, batch or --replay.capacity, or another --device"
+        return UserError(f"This run does not fit in memory; {remedy}.")
+    return error
+
+
+def stop_after_this_step(count: int) -> None:
+    """Of the loop: the first signal ends it after the step in hand, so that the run is saved; a second one at once."""
+    if count > 1:
+        raise KeyboardInterrupt
+    with contextlib.suppress(OSError):  # not print, which is not safe in a handler; 2 is stderr, where it is open
+        os.write(2, b"\nstopping after this step; once more to stop at once, unsaved\n")
+
+
+def learn(run: Run, signals: SignalWatch, callback: Callback, quiet: bool) -> None:
+    """Steps and updates until the run has its steps or is stopped; the last state is saved."""
     config = run.config
-    log_line(describe(run))
-    if run.step >= config.steps:
-        log_line(f"nothing to do: the run is at step {run.step} and --steps is {config.steps}; give more to go on")
-    with Progress(config.steps, run.step, config.game) as progress:
-        while run.step < config.steps and not stop.caught:
-            progress.update(run.step, advance(run))
+    if not quiet:
+        log_line(describe(run))
+        if run.step >= config.steps:
+            log_line(f"nothing to do: the run is at step {run.step} and --steps is {config.steps}; give more to go on")
+    stopped = False
+    with Progress(config.steps, run.step, config.game, quiet=quiet) as progress:
+        while run.step < config.steps and not signals.caught and not stopped:
+            values = advance(run)
+            progress.update(run.step, values)
+            if values:
+                stopped = callback(run.step, values) is True
         if run.step != run.saved_at:
             progress.update(run.step, save(run))
 
@@ -134,30 +164,3 @@ def due(before: int, after: int, per_step: float, start: int) -> int:
 
 def crossed(before: int, after: int, every: int) -> bool:
     return before // every != after // every
-
-
-class StopSignal:
-    """Ctrl-C and SIGTERM end the loop after the step in hand, so that the run is saved; a second one ends it at once."""
-
-    def __init__(self) -> None:
-        self.caught = 0
-
-    @property
-    def name(self) -> str:
-        return signal.Signals(self.caught).name
-
-    def __enter__(self) -> "StopSignal":
-        self.previous = {number: signal.signal(number, self.catch) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-
-    def catch(self, number: int, frame: FrameType | None) -> None:
-        if self.caught:
-            self.__exit__()
-            raise KeyboardInterrupt
-        self.caught = number
-        with contextlib.suppress(OSError):  # not print, which is not safe in a handler; 2 is stderr, where it is open
-            os.write(2, b"\nstopping after this step; once more to stop at once, unsaved\n")

@@ -230,25 +230,6 @@ class LaunchConfig(TrainConfig):
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
-    """Settings of an evaluation; the rules of play come from the run."""
-
-    run: Annotated[str, Doc("run directory, as `stormfast train` printed it")]
-    episodes: Annotated[
-        int | None,
-        POSITIVE,
-        Doc("full episodes to play; by default 100, or 20 where the run's evaluation.episodes_from is first_finished"),
-    ] = None
-    num_envs: Annotated[NumEnvs, Doc("environments stepped together; never more than episodes")] = 5
-    seed: Annotated[Seed, Doc("seed of environments and policy")] = 0
-    device: Annotated[str, Doc("auto, cpu, cuda or cuda:N")] = "auto"
-    video: Annotated[str | None, Doc("write the first episode to this .mp4")] = None
-    policy: Annotated[
-        Literal["agent", "random"], Doc("score the trained agent, or random actions on the same footing")
-    ] = "agent"
-
-
-@dataclass(frozen=True)
 class ProfileConfig:
     """Settings of a profile; those that TrainConfig has too mean the same there."""
 
@@ -432,18 +413,6 @@ def why_not_envpool(env: EnvConfig) -> str:
     if env.noop_max == 0:
         return "envpool cannot start an episode without a no-op frame, as env.noop_max 0 asks"
     return ""
-
-
-def validate_evaluation(config: EvaluateConfig) -> None:
-    """Raises UserError for a value of the wrong type or out of range."""
-    check_fields(config)
-    if config.video is not None and not config.video.endswith(".mp4"):
-        raise UserError(f"video must be the name of an .mp4 file, got '{config.video}'")
-
-
-def validate_profile(config: ProfileConfig) -> None:
-    """Raises UserError for a value of the wrong type or out of range."""
-    check_fields(config)
 
 
 # --- saved configs -------------------------------------------------------------------------------------------------

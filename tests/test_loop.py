@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 import torch
 
-from stormfast.config import TrainConfig, preset_config
 from stormfast.errors import UserError
+from stormfast.loop import crossed, due, train
 from stormfast.runs.checkpoint import load_checkpoint
 from stormfast.runs.run import env_seed
 from stormfast.schema import override, to_json
-from stormfast.train import crossed, due, train
+from stormfast.settings import TrainConfig, preset_config
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {
@@ -43,7 +43,7 @@ def run(config: TrainConfig) -> Path:
     run_dir = Path(config.run_dir or "")
     run_dir.mkdir(exist_ok=True)
     (run_dir / "config.json").write_text(to_json(config))
-    assert train(config, run_dir) == 0
+    assert train(config, run_dir).stopped_by == 0
     return run_dir
 
 
