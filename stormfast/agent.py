@@ -30,7 +30,10 @@ class Targets:
 
 
 class Agent(nn.Module):
-    """Actor, critic and slow critic on concat(latent, hidden), or either alone. Source: STORM, arXiv 2310.09615, section 3.2."""
+    """Actor, critic and slow critic on concat(latent, hidden), or either alone.
+
+    Source: STORM, arXiv 2310.09615, section 3.2.
+    """
 
     def __init__(self, config: AgentConfig, world_model: WorldModelConfig, num_actions: int) -> None:
         super().__init__()
@@ -50,7 +53,9 @@ class Agent(nn.Module):
         return latent if self.config.state == "latent" else hidden
 
     def log_policy(self, state: Tensor, actor: nn.Module | None = None) -> Tensor:
-        """Log-probabilities of the actions, [..., F] -> [..., A], at least float32; by a copy of the actor where one is given."""
+        """Log-probabilities of the actions, [..., F] -> [..., A], at least float32; by a copy of the actor where one is
+        given.
+        """
         log_probs = upcast((actor or self.actor)(state)).log_softmax(-1)
         if self.config.unimix == 0:
             return log_probs
@@ -67,8 +72,8 @@ class Agent(nn.Module):
     def loss(self, rollout: Rollout) -> dict[str, Tensor]:
         """All loss terms of a rollout, `total` among them. Moves the running return percentiles.
 
-        Each imagined step weighs as much as it is likely to be reached (weight_by_continuation); log-probabilities that differ
-        from the rollout's own (agent.minibatches > 1) are importance-weighted.
+        Each imagined step weighs as much as it is likely to be reached (weight_by_continuation); log-probabilities that
+        differ from the rollout's own (agent.minibatches > 1) are importance-weighted.
         """
         config = self.config
         log_policy = self.log_policy(rollout.state[:, :-1])
@@ -97,7 +102,9 @@ class Agent(nn.Module):
 
     @torch.no_grad()
     def targets(self, rollout: Rollout, value_logits: Tensor) -> Targets:
-        """What actor and critic are moved towards. value_logits: [B, H+1, N], the critic's; moves the return percentiles."""
+        """What actor and critic are moved towards. value_logits: [B, H+1, N], the critic's; moves the return
+        percentiles.
+        """
         config = self.config
         value = self.two_hot.decode(value_logits)
         slow_value = self.two_hot.decode(self.slow_critic(rollout.state))

@@ -3,9 +3,10 @@
     with annotate.phase("world_model"):
         ...
 
-STORMFAST_NVTX=1 in the environment emits them as NVTX ranges in the domain `stormfast`, which Nsight Systems and Nsight Compute
-read; recorded_by() hands them to another tool. Without either, all of them are one object that does nothing, and nvtx is not
-imported. Ranges stand around what the host launches, a graph's replay too; inside captured code they would mark the capture alone.
+STORMFAST_NVTX=1 in the environment emits them as NVTX ranges in the domain `stormfast`, which Nsight Systems and Nsight
+Compute read; recorded_by() hands them to another tool. Without either, all of them are one object that does nothing,
+and nvtx is not imported. Ranges stand around what the host launches, a graph's replay too; inside captured code they
+would mark the capture alone.
 """
 
 import contextlib
@@ -31,7 +32,10 @@ def phase(name: str) -> AbstractContextManager[Any]:
 
 @contextlib.contextmanager
 def recorded_by(recorder: Recorder | None) -> Iterator[None]:
-    """Meanwhile ranges are what recorder(name) returns, as of torch.profiler.record_function; None for no ranges. For all threads."""
+    """Meanwhile ranges are what recorder(name) returns, as of torch.profiler.record_function; None for no ranges.
+
+    For all threads.
+    """
     global _recorder
     before, _recorder = _recorder, recorder
     try:
@@ -41,7 +45,10 @@ def recorded_by(recorder: Recorder | None) -> Iterator[None]:
 
 
 def from_environment() -> Recorder | None:
-    """What STORMFAST_NVTX asks for; None for no ranges. Raises: UserError where it is neither unset nor 1, and as nvtx_ranges()."""
+    """What STORMFAST_NVTX asks for; None for no ranges.
+
+    Raises: UserError where it is neither unset nor 1, and as nvtx_ranges().
+    """
     asked = os.environ.get(VARIABLE)
     if asked is None:
         return None

@@ -1,7 +1,7 @@
 """Command-line arguments -> config dataclass, by tyro; every mistake told in one line.
 
-tyro explains a mistake in a box of many lines and exits. Its printed text is its only stable interface to errors, so the
-box is caught and its first paragraph, which names the argument and what came, becomes the UserError.
+tyro explains a mistake in a box of many lines and exits. Its printed text is its only stable interface to errors, so
+the box is caught and its first paragraph, which names the argument and what came, becomes the UserError.
 """
 
 import contextlib
@@ -44,7 +44,9 @@ def wants_help(args: Sequence[str]) -> bool:
 
 
 def short_help(defaults: Any, names: Sequence[str], prog: str, about: str) -> str:
-    """A help text of some settings of a config dataclass, with their documentation and defaults; the rest by name of group."""
+    """A help text of some settings of a config dataclass, with their documentation and defaults; the rest by name of
+    group.
+    """
     hints = get_type_hints(type(defaults), include_extras=True)
     lines = [f"usage: {prog} [SETTINGS]", "", about, ""]
     for name in names:
@@ -91,7 +93,9 @@ def parse(
 
 
 def first_paragraph(box: str) -> str:
-    """tyro's error box without its title and frame (UTF-8 or blank, as the terminal takes it), up to its first rule, on one line."""
+    """tyro's error box without its title and frame (UTF-8 or blank, as the terminal takes it), up to its first rule, on
+    one line.
+    """
     rows = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip("│ ") for line in box.splitlines()]
     is_rule = [not row.strip("╭╮╰╯─-") for row in rows]
     start = (

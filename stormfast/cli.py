@@ -1,4 +1,7 @@
-"""The stormfast program: finds the command, reads its arguments, runs it. No torch is imported before a command needs it."""
+"""The stormfast program: finds the command, reads its arguments, runs it.
+
+No torch is imported before a command needs it.
+"""
 
 import importlib
 import sys

@@ -1,11 +1,13 @@
 """What is compiled and what is captured: the only file that decides it.
 
-A step is a few phases: act, update the world model, imagine and update the agent, remember anew. `off` runs them eagerly,
-`default` compiles what they compute, `graphs` also captures each as one CUDA graph, so that the host launches it at once.
-The phases are written for the last from the start: buffers made once and written in place, randomness and indices drawn on the
-device, nothing read by the host. So all of it but the capture itself also runs on a CPU, where the tests replay the recorded operators.
+A step is a few phases: act, update the world model, imagine and update the agent, remember anew. `off` runs them
+eagerly, `default` compiles what they compute, `graphs` also captures each as one CUDA graph, so that the host launches
+it at once. The phases are written for the last from the start: buffers made once and written in place, randomness and
+indices drawn on the device, nothing read by the host. So all of it but the capture itself also runs on a CPU, where the
+tests replay the recorded operators.
 
-Compiled and eager phases draw the same latents, windows and actions; the masks of dropout come from the compiler's own generator.
+Compiled and eager phases draw the same latents, windows and actions; the masks of dropout come from the compiler's own
+generator.
 """
 
 import contextlib
@@ -89,7 +91,9 @@ def capture_updates(updates: Updates, player: Player) -> None:
 
 
 class GraphPool:
-    """What the graphs of a run share: their memory, as they never run at once, and a stream for the calls before a capture."""
+    """What the graphs of a run share: their memory, as they never run at once, and a stream for the calls before a
+    capture.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.on_cuda = device.type == "cuda"
@@ -98,7 +102,9 @@ class GraphPool:
 
     @contextlib.contextmanager
     def beside(self) -> Iterator[None]:
-        """On CUDA on the stream of its own, as calls before a capture must be made; it and the current one wait for each other."""
+        """On CUDA on the stream of its own, as calls before a capture must be made; it and the current one wait for
+        each other.
+        """
         if self.stream is None:
             yield
             return
@@ -112,8 +118,9 @@ class GraphPool:
 class GraphedCall:
     """A function of tensors as one CUDA graph: called WARMUP_CALLS times, then captured, and replayed from then on.
 
-    Arguments are copied into buffers made once; what it returns lies in such buffers too, and is overwritten by the next call.
-    Whatever else the function reads or writes must stay where it is. On a CPU the same buffers are used around plain calls.
+    Arguments are copied into buffers made once; what it returns lies in such buffers too, and is overwritten by the
+    next call. Whatever else the function reads or writes must stay where it is. On a CPU the same buffers are used
+    around plain calls.
     """
 
     def __init__(self, function: Callable[..., Any], shared: GraphPool, label: str = "") -> None:

@@ -17,7 +17,10 @@ KEYS = ("obs", "action", "reward", "termination")
 
 @dataclass(frozen=True)
 class Demonstration:
-    """One recorded stream of play. It has no last observations: the row after a termination is the next episode's first."""
+    """One recorded stream of play.
+
+    It has no last observations: the row after a termination is the next episode's first.
+    """
 
     obs: np.ndarray  # [T, 3, 64, 64] uint8 RGB
     action: np.ndarray  # [T] int64, taken at obs
@@ -91,7 +94,8 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     if missing:
         raise _error(
             path,
-            f"expected the arrays {', '.join(KEYS)}, but {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing",
+            f"expected the arrays {', '.join(KEYS)}, but {' and '.join(missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} missing",
         )
     return arrays
 

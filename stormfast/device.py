@@ -80,10 +80,10 @@ def to_device_packed(arrays: list[np.ndarray], device: torch.device) -> list[Ten
 def keep_freed_memory() -> bool:
     """Has glibc keep the memory that this process frees, from now on. Returns whether there is a glibc.
 
-    glibc gives each large tensor a mapping of its own and returns it to the kernel when it is freed, so that every step faults its
-    gigabytes in anew, page by page. Kept, they are there for the next step. Preset storm, two cores of an AMD EPYC (a virtual machine
-    that hands freed pages back to its host), `stormfast profile --steps 3`: a step of the loop took 17.9 s, and takes 2.8; the phases
-    timed one by one 3.5 and 2.8; most memory held 2.3 GiB and 3.7.
+    glibc gives each large tensor a mapping of its own and returns it to the kernel when it is freed, so that every step
+    faults its gigabytes in anew, page by page. Kept, they are there for the next step. Preset storm, two cores of an
+    AMD EPYC (a virtual machine that hands freed pages back to its host), `stormfast profile --steps 3`: a step of the
+    loop took 17.9 s, and takes 2.8; the phases timed one by one 3.5 and 2.8; most memory held 2.3 GiB and 3.7.
     """
     if sys.platform != "linux":
         return False

@@ -2,8 +2,8 @@
 
 N dreams   C context steps   H horizon   L steps remembered   S categoricals   K classes   D width
 
-A dream starts from a stretch of real play, the context, and shows its last frame. From then on each action is answered by
-the model alone: whoever plays real games by reset() and step() plays dreams too.
+A dream starts from a stretch of real play, the context, and shows its last frame. From then on each action is answered
+by the model alone: whoever plays real games by reset() and step() plays dreams too.
 """
 
 from collections.abc import Callable

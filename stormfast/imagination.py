@@ -15,7 +15,10 @@ from stormfast.world_model.transformer import KVCache
 
 
 class Imagination:
-    """Rolls the policy out inside the world model. Owns the K/V cache, made once, and a copy of the actor for inference."""
+    """Rolls the policy out inside the world model.
+
+    Owns the K/V cache, made once, and a copy of the actor for inference.
+    """
 
     def __init__(
         self,
@@ -73,7 +76,8 @@ class Imagination:
     def step(
         self, state: Tensor, latent: Tensor, action_uniform: Tensor, uniform: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The actor acts and the world model answers: the next latent and hidden state, the action and its log-probability.
+        """The actor acts and the world model answers: the next latent and hidden state, the action and its
+        log-probability.
 
         Args: state: [B, F] of latent [B, S*K] and its hidden state. action_uniform: [B]. uniform: [B, S].
         """
@@ -86,8 +90,9 @@ class Imagination:
     def prefill(self, context: Batch, latent: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
         """First latent [B, S*K] and hidden state [B, D] of each rollout; fills the cache with what lies before.
 
-        "posterior" is what the player sees at the last context frame: that frame's latent and the hidden state of its past, zeros
-        where it begins an episode; the action taken there is forgotten. "prior" goes one step further, into the predicted successor.
+        "posterior" is what the player sees at the last context frame: that frame's latent and the hidden state of its
+        past, zeros where it begins an episode; the action taken there is forgotten. "prior" goes one step further, into
+        the predicted successor.
 
         Args: latent: [B, C, S*K] of the context frames. uniform: [B, S].
         """
@@ -112,7 +117,10 @@ class Imagination:
         return model.two_hot.decode(model.reward(hidden)), continuation
 
     def alive_at_start(self, context: Batch) -> Tensor:
-        """0 where nothing follows the first state: it is the last of its episode, or lies beyond it; else 1. [B] float."""
+        """0 where nothing follows the first state: it is the last of its episode, or lies beyond it; else 1.
+
+        [B] float.
+        """
         last = context.is_last[:, -1]
         if self.config.start == "prior":
             last = last | context.terminated[:, -1]

@@ -27,7 +27,10 @@ def build_models(config: TrainConfig, num_actions: int, device: torch.device) ->
 
 
 class Learner:
-    """World model and agent with their optimisers. The weights stay float32; bfloat16 is for the arithmetic (autocast)."""
+    """World model and agent with their optimisers.
+
+    The weights stay float32; bfloat16 is for the arithmetic (autocast).
+    """
 
     def __init__(self, config: TrainConfig, num_actions: int, device: torch.device, precision: torch.dtype) -> None:
         self.config, self.device, self.precision = config, device, precision
@@ -53,7 +56,10 @@ class Learner:
         return autocast(self.device, self.precision)
 
     def update_world_model(self, batch: Batch) -> dict[str, Tensor]:
-        """One optimiser step on replayed windows [B, T]. Returns every loss term and the gradient norm, 0-d, on the device."""
+        """One optimiser step on replayed windows [B, T].
+
+        Returns every loss term and the gradient norm, 0-d, on the device.
+        """
         self.world_model.train()
         with self.autocast():
             losses = self.world_model.loss(batch)
@@ -63,7 +69,10 @@ class Learner:
         return detached("world_model", losses | {"grad_norm": norm})
 
     def update_agent(self, context: Batch) -> dict[str, Tensor]:
-        """Imagines from replayed contexts [B, C] and takes agent.minibatches optimiser steps. Returns the mean of their terms."""
+        """Imagines from replayed contexts [B, C] and takes agent.minibatches optimiser steps.
+
+        Returns the mean of their terms.
+        """
         with annotate.phase("imagination"), self.autocast():
             rollout = self.imagination(context)
         with annotate.phase("agent"):
@@ -81,9 +90,9 @@ class Learner:
     def descend(self, name: str, loss: Tensor, clip_norm: float) -> Tensor:
         """Backward pass, clipping, Adam. Returns the gradient norm before clipping, 0-d.
 
-        The fused optimiser clips as it goes: it divides gradients by grad_scale, and does nothing at all where found_inf is 1, so that
-        a step that is not finite leaves the weights as they were (the batch-norm averages have moved by then). Torch's gradient scaler
-        hands it both in the same way.
+        The fused optimiser clips as it goes: it divides gradients by grad_scale, and does nothing at all where
+        found_inf is 1, so that a step that is not finite leaves the weights as they were (the batch-norm averages have
+        moved by then). Torch's gradient scaler hands it both in the same way.
         """
         optimizer: Any = self.optimizers[name]
         optimizer.zero_grad(set_to_none=True)
@@ -98,7 +107,9 @@ class Learner:
 
 
 def minibatches(rollout: Rollout, count: int) -> Iterator[Rollout]:
-    """The rollout dealt into `count` equal parts: contexts lie in replay's order, demonstrations last, and each part gets its share."""
+    """The rollout dealt into `count` equal parts: contexts lie in replay's order, demonstrations last, and each part
+    gets its share.
+    """
     for i in range(count):
         yield Rollout(**{f.name: getattr(rollout, f.name)[i::count] for f in fields(rollout)})
 

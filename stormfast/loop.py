@@ -103,8 +103,9 @@ def describe(run: Run) -> str:
 def advance(run: Run) -> dict[str, float] | None:
     """One step of every environment and the updates that are then due. Returns metrics when they were written.
 
-    The updates are launched between the choice of an action and its execution: while the device learns, the emulators step. So an
-    update sees the rows of all steps but the one under way, which the original, waiting for it, includes; results do not depend on timing.
+    The updates are launched between the choice of an action and its execution: while the device learns, the emulators
+    step. So an update sees the rows of all steps but the one under way, which the original, waiting for it, includes;
+    results do not depend on timing.
     """
     config, before = run.config, run.step
     with annotate.phase("act"):
@@ -131,7 +132,7 @@ def advance(run: Run) -> dict[str, float] | None:
 
 
 def save(run: Run) -> dict[str, float] | None:
-    """Saves the run, having read its metrics first: what diverged never replaces a checkpoint, and a resume loses none."""
+    """Saves the run, having read its metrics first: what diverged replaces no checkpoint, and a resume loses none."""
     with annotate.phase("save"):
         values = None if run.step == run.logged_at else write_metrics(run)
         run.save()
@@ -157,7 +158,7 @@ def write_metrics(run: Run) -> dict[str, float]:
 
 
 def due(before: int, after: int, per_step: float, start: int) -> int:
-    """Updates owed between two step counts at `per_step` updates a step, none before `start`: exact over any partition."""
+    """Updates owed between two step counts at `per_step` updates a step, none before `start`. Exact for any parts."""
     owed = [int(max(0, step - start) * per_step) for step in (before, after)]
     return owed[1] - owed[0]
 

@@ -16,7 +16,9 @@ from stormfast.world_model.inference import InferenceModel
 
 
 class Player:
-    """The policy with its memory: the last C latents and actions of each environment, on the device, in buffers made once."""
+    """The policy with its memory: the last C latents and actions of each environment, on the device, in buffers made
+    once.
+    """
 
     def __init__(self, inference: InferenceModel, agent: Agent, config: ActingConfig, num_envs: int) -> None:
         self.inference, self.agent, self.config, self.num_envs = inference, agent, config, num_envs
@@ -77,10 +79,12 @@ class Player:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Encodes and samples the remembered frames anew, after the world model has changed, as the original does at each step.
+        """Encodes and samples the remembered frames anew, after the world model has changed, as the original does at
+        each step.
 
-        Latents of older encoders in the context cost return while learning goes on. UpNDown, cpu preset, after 12,000 steps: 543 over the
-        last 9 training episodes without this, 1,505 over 4 with it; the same weights held still make 1,557 (30 episodes).
+        Latents of older encoders in the context cost return while learning goes on. UpNDown, cpu preset, after 12,000
+        steps: 543 over the last 9 training episodes without this, 1,505 over 4 with it; the same weights held still
+        make 1,557 (30 episodes).
         """
         uniform = torch.rand(
             self.num_envs, self.config.context, self.world_model.config.categoricals, device=self.latent.device

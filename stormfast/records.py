@@ -83,5 +83,6 @@ class Rollout:
         if self.state.shape[:2] != (batch, horizon + 1) or self.alive.shape != (batch,):
             state, alive = tuple(self.state.shape), tuple(self.alive.shape)
             raise ValueError(
-                f"rollout of actions {(batch, horizon)} must have state [B, H+1, F] and alive [B], got {state} and {alive}"
+                f"rollout of actions {(batch, horizon)} must have state [B, H+1, F] and alive [B], got {state} "
+                f"and {alive}"
             )

@@ -3,14 +3,14 @@
 N streams   R rows a stream   B windows   T rows a window   W bytes a row
 
 Each stream is a ring of R rows. Its rows are numbered 0, 1, 2, ... as they are written; row number v lies in slot v % R
-and never changes until row v + R takes its place. The host knows these numbers; a mirror of them is on the device, so that
-drawing windows reads nothing back. All rings lie in one flat store, the demonstration behind them.
+and never changes until row v + R takes its place. The host knows these numbers; a mirror of them is on the device, so
+that drawing windows reads nothing back. All rings lie in one flat store, the demonstration behind them.
 
-A row is W = 12,304 bytes, its fields side by side: obs 12,288 | reward 4 | action 1 | flags 5 | unused 6. So a batch is one
-gather, its fields views of what came, and an append is one scatter. W is a multiple of 16: rows stay aligned for 16-byte
-loads, and the reward for float32. Against a gather for each of eight fields, on one CPU core (torch 2.13, AMD EPYC, medians):
-sample [16, 64] 0.76 ms, was 0.85; [1024, 8] 43.0 ms, was 43.3, nearly all of it new memory; append of 4 rows 0.11 ms, was 0.13.
-One gather of frames and one of the rest takes as long as one of both, and so does the frames' way to channels-last after either.
+A row is W = 12,304 bytes, its fields side by side: obs 12,288 | reward 4 | action 1 | flags 5 | unused 6. So a batch is
+one gather, its fields views of the gathered rows, and an append is one scatter. W is a multiple of 16: rows are aligned
+for 16-byte loads, and the reward for float32. Against a gather for each of eight fields, on one CPU core (torch 2.13,
+AMD EPYC, medians): sample [16, 64] 0.76 ms, was 0.85; [1024, 8] 43.0 ms, was 43.3, nearly all of it new memory; append
+of 4 rows 0.11 ms, was 0.13.
 """
 
 import math
@@ -44,8 +44,9 @@ class Replay:
         capacity: rows over all streams; each gets capacity // num_streams.
         num_streams: N, environments that are stepped together.
         device: where rows live and batches appear.
-        recency: p >= 1. A window's age, counted in windows from its stream's newest, is floor(u**p * num_windows) with u uniform
-            in [0, 1): age a has probability ((a + 1) / n)**(1 / p) - (a / n)**(1 / p). 1 is uniform; at 2 the density falls as age**(-1/2).
+        recency: p >= 1. A window's age, counted in windows from its stream's newest, is floor(u**p * num_windows) with
+            u uniform in [0, 1): age a has probability ((a + 1) / n)**(1 / p) - (a / n)**(1 / p). 1 is uniform; at 2 the
+            density falls as age**(-1/2).
         keep_last_obs: False drops the rows with is_last, as the original does; streams then differ in length.
         demonstration: rows that are always there; drawn uniformly.
         demonstration_share: the last round(share * B) windows of each batch come from the demonstration.
@@ -117,7 +118,9 @@ class Replay:
     # --- writing -------------------------------------------------------------------------------------------------
 
     def append(self, transition: Transition) -> None:
-        """Writes one row to each stream (fewer where last observations are dropped). One copy to the device, one scatter, no sync.
+        """Writes one row to each stream (fewer where last observations are dropped).
+
+        One copy to the device, one scatter, no sync.
 
         Raises: ValueError for a field of another dtype or shape, or an action above 255.
         """
@@ -155,14 +158,18 @@ class Replay:
         return self.gather(self.draw(batch_size, length, generator))
 
     def draw(self, batch_size: int, length: int, generator: torch.Generator) -> Tensor:
-        """[B, T] int64 rows of the store, for gather. Good until the next append, which may overwrite a stream's oldest row."""
+        """[B, T] int64 rows of the store, for gather.
+
+        Good until the next append, which may overwrite a stream's oldest row.
+        """
         num_demonstration = round(self.demonstration_share * batch_size)
         num_own = batch_size - num_demonstration
         if batch_size < 1 or length < 1:
             raise ValueError(f"a batch needs at least one window of one row, got {batch_size} windows of {length}")
         if num_own and int(self.lengths.max()) < length:
             raise ValueError(
-                f"no stream of replay holds a window of {length} rows yet, the longest has {int(self.lengths.max())}; append more first"
+                f"no stream of replay holds a window of {length} rows yet, the longest has "
+                f"{int(self.lengths.max())}; append more first"
             )
         if num_demonstration and self._num_demonstration < length:
             raise ValueError(
@@ -177,7 +184,10 @@ class Replay:
         return torch.cat([own, start[:, None] + torch.arange(length, device=self.device)])
 
     def gather(self, index: Tensor) -> Batch:
-        """The rows that draw() chose: [B, T] int64 -> Batch of [B, T], one gather. All but the action are views of the same rows."""
+        """The rows that draw() chose: [B, T] int64 -> Batch of [B, T], one gather.
+
+        All but the action are views of the same rows.
+        """
         rows = self._store.index_select(0, index.reshape(-1)).view(*index.shape, ROW_BYTES)
         batch = fields_of(rows)
         batch["action"] = batch["action"].long()
@@ -186,7 +196,9 @@ class Replay:
     # --- saving and restoring ------------------------------------------------------------------------------------
 
     def read_rows(self, first: np.ndarray, last: np.ndarray) -> dict[str, Tensor]:
-        """Rows number first[n] .. last[n] - 1 of each stream n, one stream after the other, by field, on the CPU. Syncs.
+        """Rows number first[n] .. last[n] - 1 of each stream n, one stream after the other, by field, on the CPU.
+
+        Syncs.
 
         Raises: ValueError for rows that are not stored.
         """
@@ -218,7 +230,8 @@ class Replay:
     def _check_stored(self, first: np.ndarray, last: np.ndarray) -> None:
         if (first < self._written - self.lengths).any() or (last > self._written).any() or (first > last).any():
             raise ValueError(
-                f"rows {first} to {last} are not all stored; replay has {self._written - self.lengths} to {self._written}"
+                f"rows {first} to {last} are not all stored; replay has {self._written - self.lengths} to "
+                f"{self._written}"
             )
 
     def _slots(self, first: np.ndarray, last: np.ndarray) -> np.ndarray:
@@ -230,7 +243,10 @@ class Replay:
 
 
 def fields_of(rows: Tensor) -> dict[str, Tensor]:
-    """Views of the fields in packed rows: [..., W] uint8 -> each [..., *shape] in its dtype of ROW. Writing to one writes the row."""
+    """Views of the fields in packed rows: [..., W] uint8 -> each [..., *shape] in its dtype of ROW.
+
+    Writing to one writes the row.
+    """
     flags = {name: rows[..., FRAME_BYTES + 5 + i].view(torch.bool) for i, name in enumerate(FLAGS)}
     return {
         "obs": rows[..., :FRAME_BYTES].unflatten(-1, OBS_SHAPE),

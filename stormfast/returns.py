@@ -29,7 +29,8 @@ def lambda_return(
     batch, horizon = reward.shape
     if discount.shape != reward.shape or value.shape != (batch, horizon + 1):
         raise ValueError(
-            f"reward [B, H], discount [B, H] and value [B, H+1] must fit, got {tuple(reward.shape)}, {tuple(discount.shape)}, {tuple(value.shape)}"
+            f"reward [B, H], discount [B, H] and value [B, H+1] must fit, got {tuple(reward.shape)}, "
+            f"{tuple(discount.shape)}, {tuple(value.shape)}"
         )
     mixed_in = value[:, 1:] if bootstrap == "next" else value[:, :-1]
     base = reward + discount * (1 - lam) * mixed_in
@@ -42,7 +43,10 @@ def lambda_return(
 
 
 def percentiles(x: Tensor, *shares: float) -> list[Tensor]:
-    """For each share, the int(share * n)-th smallest of the n values of x, counted from 1, as upstream takes it. 0-d each; one sort."""
+    """For each share, the int(share * n)-th smallest of the n values of x, counted from 1, as upstream takes it.
+
+    0-d each; one sort.
+    """
     ascending = x.flatten().sort().values
     return [ascending[max(1, int(share * x.numel())) - 1] for share in shares]
 

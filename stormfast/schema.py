@@ -106,7 +106,7 @@ def check_fields(config: Any, prefix: str = "") -> None:
 
 
 def check_name(field_name: str, value: str) -> None:
-    """Raises UserError for text that can name nothing: an empty one, or bytes of the command line that are not UTF-8."""
+    """Raises UserError for text that can name nothing: empty, or bytes of the command line that are not UTF-8."""
     if not value.strip():
         raise UserError(f"{field_name} must not be empty, got '{value}'; give a name or leave it out")
     try:

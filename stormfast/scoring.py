@@ -46,8 +46,9 @@ def play_episodes(
     """Plays full episodes from fresh resets.
 
     Args:
-        rule: each_env fixes beforehand how many episodes each environment plays, as evenly as they divide (the first ones take
-            the rest), so that short episodes are not favoured; first_finished takes whichever finish first, as the original does.
+        rule: each_env fixes beforehand how many episodes each environment plays, as evenly as they divide (the first
+            ones take the rest), so that short episodes are not favoured; first_finished takes whichever finish first,
+            as the original does.
         count_last_reward: False leaves the reward of an episode's last step out, as the original does.
         on_finish: called with all episodes so far whenever one more counts.
     Returns: num_episodes episodes, in the order they finished.

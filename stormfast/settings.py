@@ -185,7 +185,8 @@ class TrainConfig:
     compile: Annotated[
         Compile,
         Doc(
-            "off is eager, default compiles, graphs also captures CUDA graphs; auto: graphs on CUDA with Triton, else off"
+            "off is eager, default compiles, graphs also captures CUDA graphs; auto: graphs on CUDA with Triton, "
+            "else off"
         ),
     ] = "auto"
     env: EnvConfig = field(default_factory=EnvConfig)
@@ -200,7 +201,10 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class LaunchConfig(TrainConfig):
-    """What `stormfast train` is asked for: the settings of a run, and of which runs. A run knows nothing of the others."""
+    """What `stormfast train` is asked for: the settings of a run, and of which runs.
+
+    A run knows nothing of the others.
+    """
 
     game: Annotated[
         str, Doc("one of the 26 games of `stormfast games`, or Catch (built in); several as Pong,Breakout")
@@ -374,7 +378,8 @@ def _rules(config: TrainConfig) -> list[tuple[bool, str]]:
         (config.acting.context <= model.max_length, f"acting.context {longest}, got {config.acting.context}"),
         (
             imagination.batch_size % config.agent.minibatches == 0,
-            f"imagination.batch_size must be a multiple of agent.minibatches ({config.agent.minibatches}), got {imagination.batch_size}",
+            f"imagination.batch_size must be a multiple of agent.minibatches ({config.agent.minibatches}), got "
+            f"{imagination.batch_size}",
         ),
         (replay.capacity // config.num_envs >= window, f"replay.capacity must hold {each}, got {replay.capacity}"),
         (
@@ -388,8 +393,10 @@ def _rules(config: TrainConfig) -> list[tuple[bool, str]]:
         ),
         (
             replay.demonstration_share == 0 or round(replay.demonstration_share * smallest) >= 1,
-            f"replay.demonstration_share must give one window or more of each batch, of world_model.batch_size ({model.batch_size}) "
-            f"and of imagination.batch_size ({imagination.batch_size}), got {replay.demonstration_share}; give {1 / smallest:.2g} or more",
+            "replay.demonstration_share must give one window or more of each batch, of world_model.batch_size "
+            f"({model.batch_size}) "
+            f"and of imagination.batch_size ({imagination.batch_size}), got {replay.demonstration_share}; give "
+            f"{1 / smallest:.2g} or more",
         ),
     ]
 
@@ -417,7 +424,8 @@ def why_not_envpool(env: EnvConfig) -> str:
 
 # --- saved configs -------------------------------------------------------------------------------------------------
 
-# A setting that a later version added -> the value that runs saved before it behaved by. Whoever adds a setting adds it here.
+# A setting that a later version added -> the value that runs saved before it behaved by. Whoever adds a setting adds it
+# here.
 SINCE: dict[str, Any] = {
     "world_model.loss.reconstruction": 1.0,
     "world_model.loss.reward": 1.0,
@@ -464,5 +472,6 @@ def check_resumable(saved: TrainConfig, asked: TrainConfig) -> None:
     ]
     if changed:
         raise UserError(
-            f"A resumed run keeps its settings, but {'; '.join(changed)}. Leave them out, or start a new run with another --run-dir."
+            f"A resumed run keeps its settings, but {'; '.join(changed)}. Leave them out, or start a new run with "
+            "another --run-dir."
         )

@@ -47,7 +47,8 @@ def write_mp4(path: Path, frames: np.ndarray, fps: int = 15, scale: int = 4) -> 
         writer = cv2.VideoWriter(str(temporary), cv2.VideoWriter.fourcc(*CODEC), fps, (width, height))
         if not writer.isOpened():
             raise UserError(
-                f"OpenCV {cv2.__version__} cannot write {path}: it opens no {CODEC} encoder of {width}x{height} pixels here"
+                f"OpenCV {cv2.__version__} cannot write {path}: it opens no {CODEC} encoder of {width}x{height} "
+                "pixels here"
             )
         for frame in frames:
             writer.write(

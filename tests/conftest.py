@@ -19,7 +19,15 @@ if (
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+INSTRUMENTS = {"bench", "profiling"}  # folders of tests of what measures, not of what is measured
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of instruments are marked, and run after those of the product."""
+    for item in items:
+        if INSTRUMENTS & set(item.path.relative_to(ROOT).parts[1:2]):
+            item.add_marker(pytest.mark.instruments)
+    items.sort(key=lambda item: item.get_closest_marker("instruments") is not None)  # stable
     if not torch.cuda.is_available():
         skip = pytest.mark.skip(reason="no CUDA device")
         for item in items:
@@ -29,6 +37,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def command() -> list[str]:
-    """The start of a stormfast command line, for subprocess: works with and without an installed stormfast, in any directory."""
-    code = f"import sys; sys.path[:0] = {[str(ROOT), str(ROOT / 'kernels')]!r}; from stormfast.cli import main; sys.exit(main())"
+    """The start of a stormfast command line, for subprocess: works with and without an installed stormfast, in any
+    directory.
+    """
+    paths = [str(ROOT), str(ROOT / "kernels")]
+    code = f"import sys; sys.path[:0] = {paths!r}; from stormfast.cli import main; sys.exit(main())"
     return [sys.executable, "-c", code]

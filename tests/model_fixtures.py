@@ -53,7 +53,9 @@ def tiny_learner(
     seed: int = 0,
     precision: torch.dtype | None = None,
 ) -> Learner:
-    """Models with every weight drawn anew, zero-initialised heads and unit norms included, so that nothing is hidden by a special value."""
+    """Models with every weight drawn anew, zero-initialised heads and unit norms included, so that nothing is hidden by
+    a special value.
+    """
     torch.manual_seed(seed)
     learner = Learner(
         tiny_config(protocol, values), NUM_ACTIONS, torch.device("cpu"), precision or torch.get_default_dtype()

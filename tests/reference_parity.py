@@ -1,10 +1,11 @@
-"""Are we the original? Rebuilds its world model and agent from a file of recorded figures and compares every quantity in float64.
+"""Are we the original? Rebuilds its world model and agent from a file of recorded figures and compares every quantity
+in float64.
 
     python tests/reference_parity.py tests/data/storm_reference.json
 
-The file holds settings, parameter names and shapes, and what the original computed; parameters and inputs are made from the
-seed by the rules below. Prints each quantity with its relative error; exits with status 1 when one is above 1e-9 or of another
-size, and with status 2 when the file holds no figures.
+The file holds settings, parameter names and shapes, and what the original computed; parameters and inputs are made from
+the seed by the rules below. Prints each quantity with its relative error; exits with status 1 when one is above 1e-9 or
+of another size, and with status 2 when the file holds no figures.
 """
 
 import json
@@ -149,7 +150,8 @@ class Comparison:
         elif isinstance(theirs, dict):
             if set(ours) != set(theirs):
                 raise KeyError(
-                    f"{name}: only ours {sorted(set(ours) - set(theirs))}, only the file's {sorted(set(theirs) - set(ours))}"
+                    f"{name}: only ours {sorted(set(ours) - set(theirs))}, only the file's "
+                    f"{sorted(set(theirs) - set(ours))}"
                 )
             for key in theirs:
                 self.check(f"{name}.{key}", ours[key], theirs[key])

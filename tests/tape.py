@@ -1,6 +1,8 @@
-"""A CPU's stand-in for a CUDA graph: the operators of one call are recorded, and run again into the memory they wrote then.
+"""A CPU's stand-in for a CUDA graph: the operators of one call are recorded, and run again into the memory they wrote
+then.
 
-Like a graph, a tape knows no Python: what a function does by rebinding a name instead of writing in place is lost at the second run.
+Like a graph, a tape knows no Python: what a function does by rebinding a name instead of writing in place is lost at
+the second run.
 """
 
 from typing import Any

@@ -198,7 +198,8 @@ def test_acting_waits_for_the_device_only_to_hand_over_the_actions():
 
 
 class ScriptedEnv(VectorEnv):
-    """Environment n plays episodes of lengths[n] steps; step k of it pays k + n / 10, and every second step costs a life.
+    """Environment n plays episodes of lengths[n] steps; step k of it pays k + n / 10, and every second step costs a
+    life.
 
     Odd episodes of environment 1 are cut by the time limit. Pixel (0, 0, 0) is the step, pixel (1, 0, 0) the episode.
     """

@@ -1,4 +1,7 @@
-"""Every game of Atari 100k, from the command line: trains, leaves a run, and can be scored. Slow: half a minute a game."""
+"""Every game of Atari 100k, from the command line: trains, leaves a run, and can be scored.
+
+Slow: half a minute a game.
+"""
 
 import json
 import subprocess

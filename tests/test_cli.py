@@ -1,4 +1,4 @@
-"""The command as a process: status, one line for bad input, instant help; and which settings reach train and evaluate."""
+"""The command as a process: status, one line for bad input, instant help, and which settings arrive."""
 
 import json
 import os
@@ -256,7 +256,8 @@ def test_a_command_is_one_short_file() -> None:
 
 
 def test_settings_go_on_top_of_preset_and_protocol(trained: list[tuple[TrainConfig, Path]]) -> None:
-    args = "train --game Krull --preset tiny --protocol reference --run-dir r --world-model.width 64 --world_model.heads=4 --agent.state latent"
+    args = "train --game Krull --preset tiny --protocol reference --run-dir r --agent.state latent"
+    args += " --world-model.width 64 --world_model.heads=4"
     args += " --world-model.separate-episodes --no-resume --world-model.channels 2 4 8 16 --device cpu"
     assert cli.main(args.split()) == 0
     ((config, path),) = trained

@@ -170,7 +170,9 @@ def taped(monkeypatch):
     ("values", "precision", "steps"), [*((v, torch.float32, 9) for v in VARIANTS), ({}, torch.bfloat16, STEPS)]
 )
 def test_the_operators_of_one_call_are_those_of_every_call(values, precision, steps, taped):
-    """As a graph would, each phase runs what was recorded once, into the same memory: to the bit what eager phases compute."""
+    """As a graph would, each phase runs what was recorded once, into the same memory: to the bit what eager phases
+    compute.
+    """
     expected = history(lambda *parts: None, values, steps, precision)
     assert_same_history(history(taped, values, steps, precision), expected, steps, rtol=0)
 

@@ -188,7 +188,9 @@ def test_bfloat16_updates_reach_every_weight_and_keep_float32(tokens, state):
 
 
 def test_a_bfloat16_rollout_keeps_rewards_and_chances_in_float32():
-    """Rounding them to bfloat16 would make a return of 1000 uncertain by 4, and the running percentiles refuse the dtype."""
+    """Rounding them to bfloat16 would make a return of 1000 uncertain by 4, and the running percentiles refuse the
+    dtype.
+    """
     learner = tiny_learner(precision=torch.bfloat16)
     with learner.autocast():
         rollout = learner.imagination(make_batch(B, C))

@@ -1,4 +1,7 @@
-"""Learning is real: from the command line to a solved game, for three of three seeds. Slow: minutes a seed on two cores."""
+"""Learning is real: from the command line to a solved game, for three of three seeds.
+
+Slow: minutes a seed on two cores.
+"""
 
 import json
 import subprocess

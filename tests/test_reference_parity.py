@@ -1,4 +1,6 @@
-"""The parity script: passes on the original's figures, fails when a figure is changed, and copes with other sizes and with garbage."""
+"""The parity script: passes on the original's figures, fails when a figure is changed, and copes with other sizes and
+with garbage.
+"""
 
 import copy
 import importlib.util
@@ -214,7 +216,9 @@ def numbers(node, path=()):
 
 
 def change(figures, path, part):
-    """Moves one number by `part` of it; a tensor's sum and values by `part` of its norm, the scale they are compared on."""
+    """Moves one number by `part` of it; a tensor's sum and values by `part` of its norm, the scale they are compared
+    on.
+    """
     *parents, last = path
     node = figures
     for key in parents:
@@ -225,7 +229,10 @@ def change(figures, path, part):
 
 
 def test_any_number_that_is_changed_is_noticed(synthetic):
-    """One number of each quantity in turn, by one part in 10^8. Compares with the recorded figures, in place of running the models again."""
+    """One number of each quantity in turn, by one part in 10^8.
+
+    Compares with the recorded figures, in place of running the models again.
+    """
     figures = synthetic(0)
     ours = {}
 

@@ -74,7 +74,10 @@ def generator(seed=0):
 
 
 def every_window(replay, length):
-    """Indices of all windows, each once, by a grid of u. Also checks that u[0] chooses streams by their number of windows."""
+    """Indices of all windows, each once, by a grid of u.
+
+    Also checks that u[0] chooses streams by their number of windows.
+    """
     starts = np.maximum(replay.lengths - length + 1, 0)
     cells = np.repeat(np.arange(len(starts)), starts)  # the stream that each cell of u[0] must choose
     ages = np.concatenate([np.arange(n) for n in starts])

@@ -12,7 +12,7 @@ from stormfast.scoring import RandomPolicy, Recorder, play_episodes, score
 
 
 class ScriptedEnv(VectorEnv):
-    """Environment n plays episodes of lengths[n] steps; a step gives 1, the last one 100 + the number of the episode."""
+    """Environment n plays episodes of lengths[n] steps; a step gives 1, the last one 100 + the episode's number."""
 
     def __init__(self, lengths, truncate=False):
         super().__init__(len(lengths), 3, "scripted")

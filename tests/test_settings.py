@@ -1,4 +1,6 @@
-"""Settings: presets and protocols are valid, bad values are refused in one line, saved configs read back, resumes keep settings."""
+"""Settings: presets and protocols are valid, bad values are refused in one line, saved configs read back, resumes keep
+settings.
+"""
 
 import dataclasses
 import subprocess
@@ -111,11 +113,13 @@ def test_storm_has_the_sizes_of_the_paper() -> None:
         ),
         (
             {"env.same_seed_resets": True, "env_backend": "envpool"},
-            "env_backend must be ale or auto, because envpool cannot re-seed, as env.same_seed_resets asks; got envpool",
+            "env_backend must be ale or auto, because envpool cannot re-seed, as env.same_seed_resets asks; got "
+            "envpool",
         ),
         (
             {"env.noop_max": 0, "env_backend": "envpool"},
-            "env_backend must be ale or auto, because envpool cannot start an episode without a no-op frame, as env.noop_max 0 asks; got envpool",
+            "env_backend must be ale or auto, because envpool cannot start an episode without a no-op frame, as "
+            "env.noop_max 0 asks; got envpool",
         ),
     ],
 )
@@ -213,5 +217,8 @@ def test_bad_evaluation_settings(changes: dict[str, object], expected: str) -> N
 
 
 def test_config_does_not_import_torch() -> None:
-    code = "import stormfast.settings, stormfast.envs.games, stormfast.errors, stormfast.cli, stormfast.runs.directory, stormfast, sys; sys.exit('torch' in sys.modules)"
+    modules = (
+        "stormfast, stormfast.settings, stormfast.envs.games, stormfast.errors, stormfast.cli, stormfast.runs.directory"
+    )
+    code = f"import {modules}, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=False).returncode == 0

@@ -63,7 +63,8 @@ def _installed() -> list[str]:
     trouble = why_not_importable("stormfast_kernels")
     if trouble:
         missing.append(
-            f"stormfast_kernels is required, but {trouble}; install stormfast, as `make train` or `pip install -e .` does"
+            f"stormfast_kernels is required, but {trouble}; install stormfast, as `make train` or `pip install -e "
+            ".` does"
         )
     return missing
 
@@ -110,7 +111,8 @@ def _triton() -> str:
 def _envpool() -> str:
     trouble = why_not_importable("envpool")
     if trouble:
-        return f"problem: {trouble}; several environments step on the slower ale backend until `pip install 'envpool>=1.2.5'`"
+        until = "several environments step on the slower ale backend until `pip install 'envpool>=1.2.5'`"
+        return f"problem: {trouble}; {until}"
     return f"envpool: usable, version {_version('envpool', 'envpool')}"
 
 

@@ -2,11 +2,12 @@
 
     RUN/checkpoint/checkpoint.json                    the manifest, written last: renaming it into place is the commit
                    state-STEP.safetensors             weights, optimisers, averages, generators, environments
-                   replay-FIRST-LAST.safetensors      replay rows, counted over all streams; written once, kept while any row lives
+                   replay-FIRST-LAST.safetensors      replay rows, counted over all streams; kept while any row lives
 
 Files that the committed manifest names are never written to, so a kill at any moment leaves the previous checkpoint or
-the new one. Replay rows do not change once written: a save writes those that came since the last one. Rows that the ring has
-lost stay on disk until their whole file is dead; if that would ever hold more than twice the capacity, replay is written afresh.
+the new one. Replay rows do not change once written: a save writes those that came since the last one. Rows that the
+ring has lost stay on disk until their whole file is dead; if that would ever hold more than twice the capacity, replay
+is written afresh.
 """
 
 import contextlib
@@ -55,8 +56,8 @@ class Checkpoint:
     def restore_replay(self, replay: Replay) -> None:
         """Fills a replay that nothing was appended to. It then samples as the saved one would have.
 
-        Raises: UserError when the saved replay has other sizes, or a file of it cannot be read or holds other rows than the
-            manifest says; ValueError when rows are in it.
+        Raises: UserError when the saved replay has other sizes, or a file of it cannot be read or holds other rows than
+            the manifest says; ValueError when rows are in it.
         """
         saved = self.replay_files
         if len(replay):
@@ -64,7 +65,8 @@ class Checkpoint:
         ours, theirs = (replay.num_streams, replay.rows_per_stream), (len(saved.written), saved.rows_per_stream)
         if ours != theirs:
             raise UserError(
-                f"{self.directory / MANIFEST} holds a replay of {theirs[0]} streams x {theirs[1]} rows, but this run's has {ours[0]} x {ours[1]}; "
+                f"{self.directory / MANIFEST} holds a replay of {theirs[0]} streams x {theirs[1]} rows, but this "
+                f"run's has {ours[0]} x {ours[1]}; "
                 f"resume with num_envs {theirs[0]} and replay.capacity {theirs[0] * theirs[1]}"
             )
         for chunk in saved.chunks:
@@ -107,7 +109,8 @@ def save_checkpoint(run_dir: Path, step: int, tensors: dict[str, Tensor], meta: 
         tensors: on any device, of any layout, also sharing memory. Saved to the bit, as contiguous tensors.
         meta: what JSON can hold; tuples come back as lists.
         replay: rows that its last save into this directory wrote are not written again.
-    Raises: UserError when the disk is full or cannot be written: the previous checkpoint is then intact; ValueError for other meta.
+    Raises: UserError when the disk is full or cannot be written: the previous checkpoint is then intact; ValueError for
+        other meta.
     """
     directory = Path(run_dir) / DIRECTORY
     previous = _previous(directory)
@@ -154,7 +157,8 @@ def _failure(directory: Path, step: int, previous: Manifest | None, error: Excep
         kept, then = f"the previous one, of step {previous.step}, is intact", "go on with --resume"
     else:
         kept, then = "there was none before", "start again"
-    return f"The checkpoint of step {step} cannot be saved in {directory} ({reason}); {kept}. Make room or make it writable, then {then}."
+    failed = f"The checkpoint of step {step} cannot be saved in {directory} ({reason})"
+    return f"{failed}; {kept}. Make room or make it writable, then {then}."
 
 
 # --- files -------------------------------------------------------------------------------------------------------
@@ -166,7 +170,7 @@ def _own(tensor: Tensor) -> Tensor:
 
 
 def _save_tensors(directory: Path, stem: str, tensors: dict[str, Tensor], used: set[str], new: list[Path]) -> File:
-    """Writes a file under a name that the committed checkpoint does not use; adds its paths to `new` before it writes."""
+    """Writes a file under a name that the committed checkpoint does not use; adds its paths to `new` before."""
     names = (
         f"{stem}{suffix}.safetensors" for suffix in itertools.chain([""], (f"-{count}" for count in itertools.count(2)))
     )
@@ -189,7 +193,9 @@ def _load(path: Path, device: torch.device) -> dict[str, Tensor]:
 
 
 def _check_num_rows(rows: dict[str, Tensor], chunk: Chunk) -> None:
-    """Raises ValueError unless each field has the chunk's rows: before memory is taken for as many as the manifest claims."""
+    """Raises ValueError unless each field has the chunk's rows: before memory is taken for as many as the manifest
+    claims.
+    """
     for name, field in rows.items():
         if field.shape[:1] != (chunk.num_rows,):
             raise ValueError(f"{name} must have {chunk.num_rows} rows, got shape {tuple(field.shape)}")

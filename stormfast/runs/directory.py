@@ -35,7 +35,8 @@ def create(config: TrainConfig) -> Path:
         write_whole(path / CONFIG, to_json(saved).encode())
     except OSError as error:
         raise UserError(
-            f"--run-dir must be a directory that can be written, but {path or RUNS}: {error.strerror or error}; choose another"
+            f"--run-dir must be a directory that can be written, but {path or RUNS}: {error.strerror or error}; "
+            "choose another"
         ) from None
     return path
 
@@ -118,8 +119,8 @@ def _hint() -> str:
 def write_whole(path: Path, data: bytes) -> None:
     """Writes a file so that a reader, or a crash at any moment, finds the old content or the new, never a part.
 
-    One writer at a time: the temporary file beside the target has one name, so that an interrupted write leaves no litter
-    behind the next. Raises: OSError as the file system gives it; the old content then stays.
+    One writer at a time: the temporary file beside the target has one name, so that an interrupted write leaves no
+    litter behind the next. Raises: OSError as the file system gives it; the old content then stays.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")

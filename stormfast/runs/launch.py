@@ -3,24 +3,26 @@
 stormfast train --game Pong,Breakout --seeds 5
 
     runs/20260102-030405/         or the --run-dir you gave: the group
-      Pong-seed0/ Pong-seed1/     runs like any other: `stormfast evaluate` and `stormfast train --resume` take each alone
+      Pong-seed0/ Pong-seed1/     runs like any other: `stormfast evaluate` and `train --resume` take each alone
       Pong-seed0.log ...          what each process printed
 
-The same command with --resume (and the --run-dir) goes on with all of them: finished ones are skipped, and those that never
-began begin, with the settings of the others. A higher --seeds so adds runs to a group.
+The same command with --resume (and the --run-dir) goes on with all of them: finished ones are skipped, and those that
+never began begin, with the settings of the others. A higher --seeds so adds runs to a group.
 
-Each run is a process, and bit for bit the run that its seed makes alone with as many CPU threads. Not threads of one process:
-a run draws from torch's default generators, of which a process has one set, and a run that dies must take no other with it.
+Each run is a process, and bit for bit the run that its seed makes alone with as many CPU threads. Not threads of one
+process: a run draws from torch's default generators, of which a process has one set, and a run that dies must take no
+other with it.
 
-How many at once: all with CUDA, one a core without. Measured on two cores of an AMD EPYC that had other work (Catch, bfloat16,
-torch 2.13, before the learner was last changed; medians of 3): an environment step takes this much CPU time, and two seeds so get at most
+How many at once: all with CUDA, one a core without. Measured on two cores of an AMD EPYC that had other work (Catch,
+bfloat16, torch 2.13, before the learner was last changed; medians of 3): an environment step takes this much CPU time,
+and two seeds so get at most
 
     preset   one thread   spread over two   two at once, 1 thread each   one after the other, 2 threads
     cpu          97 ms           133 ms                  20.6 steps/s                     15.0 steps/s
     tiny         37 ms            74 ms                  53   steps/s                     27   steps/s
 
-and less where a core is shared, which threads that wait for each other feel most: cpu once gave 5.7 steps/s at once and 1.0
-one after the other, with 1.0 to 1.4 cores of other work. CUDA has not been measured.
+and less where a core is shared, which threads that wait for each other feel most: cpu once gave 5.7 steps/s at once and
+1.0 one after the other, with 1.0 to 1.4 cores of other work. CUDA has not been measured.
 """
 
 import os
@@ -93,7 +95,8 @@ def summary(processes: Sequence[Process], todo: Sequence[Planned], seconds: floa
     """The last word: how many runs got their steps, and how fast all together."""
     finished = [process for process in processes if process.popen.returncode == 0]
     steps = sum(process.step - process.planned.start_step for process in processes)
-    line = f"{len(finished)} of {len(todo)} runs finished: {steps:,} steps in {seconds:,.1f} s, {steps / max(seconds, 1e-9):,.1f} steps/s in all"
+    rate = f"{steps:,} steps in {seconds:,.1f} s, {steps / max(seconds, 1e-9):,.1f} steps/s in all"
+    line = f"{len(finished)} of {len(todo)} runs finished: {rate}"
     return line + (
         f"; score one with `stormfast evaluate {shlex.quote(str(finished[0].planned.run_dir))}`" if finished else ""
     )
@@ -110,7 +113,8 @@ def pairs(launch: LaunchConfig) -> list[tuple[str, int]]:
     last = launch.seed + launch.seeds - 1
     if last not in SEED:
         raise UserError(
-            f"seed + seeds - 1, the seed of the last run, must be {SEED}, got {launch.seed} + {launch.seeds} - 1 = {last}"
+            f"seed + seeds - 1, the seed of the last run, must be {SEED}, got {launch.seed} + {launch.seeds} - 1 "
+            f"= {last}"
         )
     return [(game, launch.seed + k) for k in range(launch.seeds) for game in games]
 
@@ -127,7 +131,8 @@ def new_runs(launch: LaunchConfig) -> list[Planned]:
     for planned in planned_runs:
         if planned.run_dir.exists():
             raise UserError(
-                f"{planned.run_dir} is there already. Add --resume to go on with the runs in {group}, or choose another --run-dir."
+                f"{planned.run_dir} is there already. Add --resume to go on with the runs in {group}, or choose "
+                "another --run-dir."
             )
     return planned_runs
 
@@ -146,7 +151,8 @@ def resumed_runs(launch: LaunchConfig, args: Sequence[str], read_config: ReadCon
     """
     if launch.run_dir is None:
         raise UserError(
-            "--resume needs the --run-dir of the runs to go on with: the directory that holds them, as `stormfast train` printed it"
+            "--resume needs the --run-dir of the runs to go on with: the directory that holds them, as "
+            "`stormfast train` printed it"
         )
     check_name("run_dir", launch.run_dir)
     group, planned_runs = Path(launch.run_dir), {}
@@ -169,7 +175,8 @@ def resumed_runs(launch: LaunchConfig, args: Sequence[str], read_config: ReadCon
             )
     if not planned_runs:
         raise UserError(
-            f"{group} holds none of the runs to go on with, such as {path.name}; give their --game and --seed, or leave --resume out"
+            f"{group} holds none of the runs to go on with, such as {path.name}; give their --game and --seed, or "
+            "leave --resume out"
         )
     settings = next(iter(planned_runs.values())).config
     return [planned_runs.get(pair) or new_run(settings, group, *pair) for pair in pairs(launch)]
@@ -192,7 +199,10 @@ def flags(config: TrainConfig, base: TrainConfig) -> list[str]:
 
 
 def _has_begun(path: Path) -> bool:
-    """Whether there is a run to go on with. One that ended before it began leaves its config.json at most, which is removed."""
+    """Whether there is a run to go on with.
+
+    One that ended before it began leaves its config.json at most, which is removed.
+    """
     if path.is_dir():
         discard_unused(path)
     return path.exists()
@@ -209,13 +219,14 @@ def _saved_step(path: Path) -> int:
 
 
 def num_at_once(launch: LaunchConfig, num_runs: int, decided: Plan) -> int:
-    """Runs at once: as many as launch.parallel says; else all where they compute with CUDA, and one a core where not."""
+    """Runs at once: as many as launch.parallel says; else all with CUDA, and one a core without."""
     most = launch.parallel or (num_runs if decided.device.type == "cuda" else num_cores())
     return max(1, min(most, num_runs))
 
 
 def as_many_as_fit(parallel: int, todo: Sequence[Planned], decided: Plan) -> int:
-    """On CUDA no more than fit in its memory together, told where that is fewer: runs that start at once each find all of it free.
+    """On CUDA no more than fit in its memory together, told where that is fewer: runs that start at once each find all
+    of it free.
 
     One at least: a run that does not fit alone says so itself, with what to do.
     """
@@ -230,7 +241,8 @@ def as_many_as_fit(parallel: int, todo: Sequence[Planned], decided: Plan) -> int
 def process_environment(parallel: int) -> tuple[dict[str, str], str]:
     """The environment of a run and its number of CPU threads: its share of the cores, unless OMP_NUM_THREADS is set."""
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, num_cores() // parallel))
-    # TERM: what a run prints goes to a log, and a display that is redrawn in place has no place there, FORCE_COLOR or not
+    # TERM: what a run prints goes to a log, and a display that is redrawn in place has no place there, FORCE_COLOR or
+    # not
     return os.environ | {"OMP_NUM_THREADS": threads, "TERM": "dumb"}, threads
 
 

@@ -41,7 +41,9 @@ class Chunk:
 
 @dataclass(frozen=True)
 class ReplayFiles:
-    """All of a replay: chunks in the order they were written, so that a later row takes the slot of the one it replaced."""
+    """All of a replay: chunks in the order they were written, so that a later row takes the slot of the one it
+    replaced.
+    """
 
     id: str
     rows_per_stream: int
@@ -70,7 +72,10 @@ class ReplayFiles:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What checkpoint.json says. It is written last: a checkpoint is what the manifest names, whatever else lies there."""
+    """What checkpoint.json says.
+
+    It is written last: a checkpoint is what the manifest names, whatever else lies there.
+    """
 
     step: int
     state: File
@@ -100,12 +105,14 @@ def read_manifest(directory: Path) -> Manifest:
         version = document["format"]
         if version != FORMAT:
             raise UserError(
-                f"{path} has format {version!r}, but this stormfast reads format {FORMAT}; use the stormfast version that wrote it"
+                f"{path} has format {version!r}, but this stormfast reads format {FORMAT}; use the stormfast "
+                "version that wrote it"
             )
         return _from_document(document)
     except FileNotFoundError:
         raise UserError(
-            f"No checkpoint in {directory.parent}: expected {path}, saved every logging.save_every steps and at the end; a run killed before its "
+            f"No checkpoint in {directory.parent}: expected {path}, saved every logging.save_every steps and at "
+            "the end; a run killed before its "
             "first save cannot go on: start a new run with another --run-dir, or delete this one"
         ) from None
     except OSError as error:

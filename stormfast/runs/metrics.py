@@ -1,4 +1,4 @@
-"""Metrics: gathered on the device without a host sync, read once an interval, written to metrics.jsonl and TensorBoard."""
+"""Metrics: gathered on the device without a host sync, read once an interval, written to JSON and TensorBoard."""
 
 import json
 import math
@@ -87,7 +87,8 @@ class MetricsLog:
     def __init__(self, run_dir: Path, tensorboard: bool, resume_step: int | None) -> None:
         """Opens the log of a new run (resume_step None), or goes on after resume_step, dropping what was logged later.
 
-        Raises: UserError when a log to go on with is damaged or cannot be opened; FileExistsError when a new run finds one.
+        Raises: UserError when a log to go on with is damaged or cannot be opened; FileExistsError when a new run finds
+            one.
         """
         path = Path(run_dir) / METRICS
         self._file, seconds = _create(path) if resume_step is None else _reopen(path, resume_step)
@@ -129,7 +130,8 @@ def _reopen(path: Path, step: int) -> tuple[TextIO, float]:
         return open(path, "a", encoding="utf-8"), kept[-1]["seconds"] if kept else 0.0
     except OSError as error:
         raise UserError(
-            f"{path} must be a file that can be read and written: {error.strerror or error}; repair or remove it, then resume"
+            f"{path} must be a file that can be read and written: {error.strerror or error}; repair or remove it, "
+            "then resume"
         ) from None
 
 
@@ -159,7 +161,8 @@ def _lines_until(path: Path, step: int) -> list[dict[str, Any]]:
                 kept.append(entry)
         except (KeyError, TypeError, ValueError, OverflowError, RecursionError):  # also JSON errors
             raise UserError(
-                f"{path} must hold a JSON object of finite numbers a line, but line {number} is damaged; repair or remove it"
+                f"{path} must hold a JSON object of finite numbers a line, but line {number} is damaged; repair "
+                "or remove it"
             ) from None
     return kept
 

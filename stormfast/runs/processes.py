@@ -1,8 +1,8 @@
 """Runs, each a process of its own: started, watched and stopped together, their progress on one line.
 
-A process prints into its log, which is read as it grows: its lines come out here with its name in front, its own progress
-lines excepted. How far it is stands in its metrics.jsonl. Processes are in process groups of their own, so that Ctrl-C
-reaches this process alone, which has them save and end.
+A process prints into its log, which is read as it grows: its lines come out here with its name in front, its own
+progress lines excepted. How far it is stands in its metrics.jsonl. Processes are in process groups of their own, so
+that Ctrl-C reaches this process alone, which has them save and end.
 """
 
 import contextlib
@@ -105,9 +105,11 @@ class Process:
         self.rate = (step - before) / (now - then) if now > then else 0.0
 
     def stop(self) -> None:
-        """Has it save and end; one that has nothing to save yet ends at once, which SIGTERM does and SIGINT does with a traceback.
+        """Has it save and end; one that has nothing to save yet ends at once, which SIGTERM does and SIGINT does with a
+        traceback.
 
-        Not where a signal has reached it already, as when a batch system signals every process of a job: it would not save.
+        Not where a signal has reached it already, as when a batch system signals every process of a job: it would not
+        save.
         """
         if not self.is_stopping:
             self.is_stopping = True
@@ -132,7 +134,10 @@ def version(path: Path) -> tuple[int, int]:
 
 
 def last_metrics(path: Path) -> list[dict[str, Any]]:
-    """The last lines of a metrics.jsonl; none where there is none yet. A line cut short, by the cut or by the writer, is left out."""
+    """The last lines of a metrics.jsonl; none where there is none yet.
+
+    A line cut short, by the cut or by the writer, is left out.
+    """
     try:
         with open(path, "rb") as file:
             cut = max(0, file.seek(0, os.SEEK_END) - TAIL)
@@ -149,8 +154,8 @@ def last_metrics(path: Path) -> list[dict[str, Any]]:
 def watch(planned_runs: Sequence[Planned], parallel: int, environment: Mapping[str, str]) -> tuple[list[Process], int]:
     """Runs all planned_runs, at most `parallel` at once, until each has ended.
 
-    At the first SIGINT, SIGTERM or SIGHUP running processes save and end, and waiting ones never start. A second kills the
-    processes.
+    At the first SIGINT, SIGTERM or SIGHUP running processes save and end, and waiting ones never start. A second kills
+    the processes.
     Returns: the processes that were started, and the signal that stopped them, or 0.
     """
     waiting, running, processes, handled = deque(planned_runs), list[Process](), list[Process](), 0

@@ -13,7 +13,8 @@ VARIABLE = "STORMFAST_COMMIT"  # says the commit where the tree came without its
 
 
 def commit() -> tuple[str, bool | None]:
-    """The commit checked out, and whether files other than the results differ from it; ("unknown", None) where nothing says.
+    """The commit checked out, and whether files other than the results differ from it; ("unknown", None) where nothing
+    says.
 
     A tree without a history of its own, as one that lies inside another repository, takes what STORMFAST_COMMIT says.
     Raises: UserError where that is no commit.

@@ -1,7 +1,8 @@
 """Everything a training run holds, how it is built, and how it is saved and brought back.
 
-What is saved is all that decides the future: weights, optimisers, running averages, random generators, replay, the acting
-context, and the environments where their backend can be saved (ale, gymnasium). envpool cannot: its games start anew.
+What is saved is all that decides the future: weights, optimisers, running averages, random generators, replay, the
+acting context, and the environments where their backend can be saved (ale, gymnasium). envpool cannot: its games start
+anew.
 """
 
 import dataclasses
@@ -71,7 +72,10 @@ class Run:
 
 
 def build(config: TrainConfig, run_dir: Path, decided: Plan | None = None) -> Run:
-    """A run at step 0, or, with config.resume, at its last checkpoint. Raises: UserError for what cannot be had or does not fit."""
+    """A run at step 0, or, with config.resume, at its last checkpoint.
+
+    Raises: UserError for what cannot be had or does not fit.
+    """
     decided = decided or plan(config)
     device = decided.device
     if device.type == "cuda":

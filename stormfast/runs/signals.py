@@ -7,7 +7,9 @@ from types import FrameType
 
 
 class SignalWatch:
-    """SIGINT, SIGTERM and SIGHUP are noted while the context is open. SIGHUP counts as SIGTERM, and not at all under nohup.
+    """SIGINT, SIGTERM and SIGHUP are noted while the context is open.
+
+    SIGHUP counts as SIGTERM, and not at all under nohup.
 
     Only the main thread of a process may handle signals: in another thread nothing is noted, and nothing is changed.
 

@@ -1,4 +1,7 @@
-"""State as named tensors, for a checkpoint: names under a prefix, optimisers, random generators. Exact, and never pickled."""
+"""State as named tensors, for a checkpoint: names under a prefix, optimisers, random generators.
+
+Exact, and never pickled.
+"""
 
 import torch
 from torch import Tensor
@@ -37,8 +40,8 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], prefix: str) -> None:
     """Puts back what flatten_optimizer gave, to the bit and in its own dtypes; other names in `tensors` are left alone.
 
-    State tensors that exist are filled in place, so that a captured graph goes on to see them. `step` goes where the optimiser
-    wants it: beside the parameter if capturable or fused, else on the CPU.
+    State tensors that exist are filled in place, so that a captured graph goes on to see them. `step` goes where the
+    optimiser wants it: beside the parameter if capturable or fused, else on the CPU.
     Raises: ValueError for a parameter that does not exist, or state of another shape.
     """
     saved = _by_index(tensors, prefix)
@@ -83,7 +86,8 @@ def _fill(old: object, value: Tensor, device: torch.device, like: Tensor) -> Ten
         return old.copy_(value)
     if value.shape != like.shape:
         return value.to(device, copy=True)
-    # in the parameter's own memory format: fused Adam walks both in storage order, and channels-last weights would meet strangers
+    # in the parameter's own memory format: fused Adam walks both in storage order, and channels-last weights would meet
+    # strangers
     return torch.empty_like(like, dtype=value.dtype, device=device).copy_(value)
 
 
@@ -101,6 +105,7 @@ def restore_rng(generator: torch.Generator, state: Tensor) -> None:
     expected = generator.get_state()
     if state.dtype != expected.dtype or state.shape != expected.shape:
         raise ValueError(
-            f"a {generator.device.type} generator's state must be {expected.dtype} {tuple(expected.shape)}, got {state.dtype} {tuple(state.shape)}"
+            f"a {generator.device.type} generator's state must be {expected.dtype} {tuple(expected.shape)}, got "
+            f"{state.dtype} {tuple(state.shape)}"
         )
     generator.set_state(state.cpu())

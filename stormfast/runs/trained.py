@@ -49,7 +49,9 @@ class Trained:
     agent: Agent
 
     def player(self, num_envs: int = 1) -> Player:
-        """A player of N environments: `.act(obs, is_first)` -> actions. It remembers, so take a new one for other games.
+        """A player of N environments: `.act(obs, is_first)` -> actions.
+
+        It remembers, so take a new one for other games.
 
         It computes in float32: a frame an environment is little work, and scores are then alike on every device.
         """

@@ -58,7 +58,8 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The encoder mirrored: [B, S*K] -> linear, batch norm, ReLU -> 4 transposed convolutions -> [B, 3, 64, 64], unbounded.
+    """The encoder mirrored: [B, S*K] -> linear, batch norm, ReLU -> 4 transposed convolutions -> [B, 3, 64, 64],
+    unbounded.
 
     Source: STORM, arXiv 2310.09615, appendix (image decoder).
     """

@@ -57,7 +57,8 @@ class TwoHot(nn.Module):
         """The same from log-probabilities, where several targets share them."""
         if log_probs.shape[:-1] != target.shape:
             raise ValueError(
-                f"two-hot logits [..., {NUM_BINS}] and target [...] must fit, got {tuple(log_probs.shape)} and {tuple(target.shape)}"
+                f"two-hot logits [..., {NUM_BINS}] and target [...] must fit, got {tuple(log_probs.shape)} and "
+                f"{tuple(target.shape)}"
             )
         scaled = symlog(target.to(self.bins.dtype))
         upper = torch.bucketize(scaled, self.bins).clamp(1, NUM_BINS - 1)

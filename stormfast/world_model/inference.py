@@ -1,7 +1,8 @@
 """The world model as imagination and acting use it: a copy without gradients, refreshed from the one in training.
 
 Its matrices are kept in the dtype of the arithmetic, so that no step casts them again; its batch norms, which use
-running statistics here, are folded into the convolutions, whose first one reads uint8 frames. Both are exact up to rounding.
+running statistics here, are folded into the convolutions, whose first one reads uint8 frames. Both are exact up to
+rounding.
 
 B frames   C channels
 """
@@ -41,7 +42,9 @@ class InferenceModel:
 
 
 def inference_copy(module: M, dtype: torch.dtype, without: tuple[str, ...] = ()) -> M:
-    """A copy in evaluation mode, without gradients and without the named parts; weights and biases of linear layers in `dtype`."""
+    """A copy in evaluation mode, without gradients and without the named parts; weights and biases of linear layers in
+    `dtype`.
+    """
     left_out = {id(getattr(module, name)): None for name in without}
     twin = copy.deepcopy(module, left_out).requires_grad_(False).eval()
     for part in twin.modules():

@@ -215,7 +215,8 @@ class SequenceModel(nn.Module):
         return x[:, self.tokens.per_step - 1 :: self.tokens.per_step]
 
     def at(self, latent: Tensor, action: Tensor, step: Tensor) -> Tensor:
-        """Row step[b] of what forward gives for one episode: latent [B, T, S*K], action [B, T], step [B] int64 -> [B, D].
+        """Row step[b] of what forward gives for one episode: latent [B, T, S*K], action [B, T], step [B] int64 -> [B,
+        D].
 
         The last layer computes that row only. Causal: what lies beyond it is not seen.
         """
@@ -268,12 +269,17 @@ class SequenceModel(nn.Module):
         return x[:, -1]
 
     def step(self, latent: Tensor, action: Tensor, cache: KVCache) -> Tensor:
-        """One more step: latent [B, S*K], action [B] -> hidden state [B, D]. Raises ValueError when the cache is full."""
+        """One more step: latent [B, S*K], action [B] -> hidden state [B, D].
+
+        Raises ValueError when the cache is full.
+        """
         cache.reserve(self.tokens.per_step)
         return self.step_reserved(latent, action, cache)
 
     def step_reserved(self, latent: Tensor, action: Tensor, cache: KVCache) -> Tensor:
-        """step() after cache.reserve(): nothing here depends on the host's count, so that one compiled graph serves every step."""
+        """step() after cache.reserve(): nothing here depends on the host's count, so that one compiled graph serves
+        every step.
+        """
         tokens = self.tokens(latent[:, None], action[:, None])
         for token in tokens.unbind(1):
             x = self.norm(token + self.positions(cache.length))  # indexing by a 0-d tensor would sync

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from stormfast.errors import UserError
 from stormfast.records import Transition
-from stormfast.replay import ROW_BYTES, Replay
+from stormfast.replay import FLAGS, ROW_BYTES, Replay
 from stormfast.runs import checkpoint
 from stormfast.runs.checkpoint import load_checkpoint, save_checkpoint
 from stormfast.runs.manifest import describe
@@ -218,7 +218,7 @@ def test_files_of_lost_rows_are_deleted(tmp_path, rng):
 
 
 def test_streams_of_unlike_pace_do_not_fill_the_disk(tmp_path, rng):
-    """One stream hardly moves and keeps old files alive; replay is written afresh before dead rows exceed the capacity."""
+    """One stream hardly moves and keeps old files alive: replay is written afresh before dead rows fill it."""
     replay = Replay(20, 2, CPU, keep_last_obs=False)
     held = []
     for step in range(25):
@@ -335,7 +335,10 @@ def interrupt(monkeypatch, at, error, half=False):
 
 
 def two_saves(run_dir, monkeypatch, at, error, half=False, step=2):
-    """A save that succeeds and one that is interrupted at call `at`. Returns (outcome, replay, contents at each save)."""
+    """A save that succeeds and one that is interrupted at call `at`.
+
+    Returns (outcome, replay, contents at each save).
+    """
     rng = np.random.default_rng(0)  # the same calls for each `at`
     replay = Replay(14, 2, CPU, keep_last_obs=False)
     append(replay, 12, rng)
@@ -434,7 +437,7 @@ if (run_dir / "checkpoint" / "checkpoint.json").exists():
 while True:
     for _ in range(1 + step % 5):
         value = int(replay.written[0])
-        flags = {name: np.zeros(2, np.bool_) for name in ("terminated", "truncated", "life_lost", "is_first", "is_last")}
+        flags = {name: np.zeros(2, np.bool_) for name in FLAGS}
         obs = np.full((2, 3, 64, 64), value % 251, np.uint8)
         replay.append(Transition(obs=obs, action=np.full(2, value % 7), reward=np.float32([value, -value]), **flags))
     step += 1
@@ -605,7 +608,7 @@ def test_a_replay_of_other_sizes_is_told(run, capacity, num_streams):
     replay = Replay(capacity, num_streams, CPU)
     with pytest.raises(
         UserError,
-        match=r"checkpoint\.json holds a replay of 2 streams x 6 rows, .* resume with num_envs 2 and replay\.capacity 12",
+        match=r"checkpoint\.json holds a replay of 2 streams x 6 rows, .* resume with num_envs 2 and replay\.cap",
     ):
         load_checkpoint(run, CPU).restore_replay(replay)
     assert len(replay) == 0

@@ -1,4 +1,6 @@
-"""Several runs of one command: which they are, what is refused before any starts, and that each is the run its seed makes alone."""
+"""Several runs of one command: which they are, what is refused before any starts, and that each is the run its seed
+makes alone.
+"""
 
 import json
 import os
@@ -129,7 +131,8 @@ def test_each_run_has_its_game_seed_and_directory_and_the_settings_asked_for(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    args = "--game Pong,Krull --seeds 2 --seed 5 --preset tiny --protocol reference --world-model.channels 2 4 8 16 --agent.gamma 0.1 --env.noop-max 3"
+    args = "--game Pong,Krull --seeds 2 --seed 5 --preset tiny --protocol reference"
+    args += " --world-model.channels 2 4 8 16 --agent.gamma 0.1 --env.noop-max 3"
     launch = read_config(
         [
             *args.split(),

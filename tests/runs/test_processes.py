@@ -1,4 +1,7 @@
-"""Process processes: how many at once, what comes out of them, failures, signals. The processes here are scripts that act as runs do."""
+"""Process processes: how many at once, what comes out of them, failures, signals.
+
+The processes here are scripts that act as runs do.
+"""
 
 import os
 import signal

@@ -28,7 +28,9 @@ def naive_two_hot(x):
 
 
 def coded(two_hot, x):
-    """The two-hot code of x as two_hot.loss sees it: with the log-probabilities of class i set apart, the loss is -code . log_probs."""
+    """The two-hot code of x as two_hot.loss sees it: with the log-probabilities of class i set apart, the loss is -code
+    . log_probs.
+    """
     logits = torch.zeros(NUM_BINS, requires_grad=True)
     (gradient,) = torch.autograd.grad(two_hot.loss(logits, torch.tensor(x)), logits)
     return logits.softmax(-1).detach() - gradient  # d loss / d logits = softmax - code
@@ -92,7 +94,7 @@ def test_a_zero_head_decodes_to_zero():
 
 
 def test_autocast_does_not_round_what_is_decoded():
-    """The rewards and values of imagination are decoded under autocast: bfloat16 there would keep three digits of them."""
+    """Rewards and values of imagination are decoded under autocast: bfloat16 would keep three digits of them."""
     two_hot, logits = TwoHot().float(), 3 * torch.randn(50, NUM_BINS, dtype=torch.float32)
     target = torch.randn(50, dtype=torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -159,7 +159,9 @@ def test_each_kl_moves_its_own_side():
 
 
 def test_free_bits_cost_nothing_where_they_apply():
-    """Per step, a step below the limit has no gradient though the mean is above it; on the batch mean, all steps or none have one."""
+    """Per step, a step below the limit has no gradient though the mean is above it; on the batch mean, all steps or
+    none have one.
+    """
     batch, config = make_batch(B, T, resets=False), config_of(free_bits_per="step")
     kl = torch.tensor([[0.2, 3.0], [0.9, 5.0]], requires_grad=True)
     loss, mean = free_bits_mean(kl, None, config)

@@ -1,4 +1,6 @@
-"""The sequence model against a naive one token at a time, and its two ways (whole windows, cached steps) against each other."""
+"""The sequence model against a naive one token at a time, and its two ways (whole windows, cached steps) against each
+other.
+"""
 
 import pytest
 import torch
@@ -185,7 +187,10 @@ def test_the_observation_token_does_not_see_its_action():
 @pytest.mark.parametrize("marked", [True, False])
 @torch.no_grad()
 def test_an_episode_sees_nothing_of_the_one_before(tokens, context, marked):
-    """Altered content before the reset at step 3, same length: positions are those of the window. Unmarked, it does leak."""
+    """Altered content before the reset at step 3, same length: positions are those of the window.
+
+    Unmarked, it does leak.
+    """
     model, (latent, action) = build(tokens), inputs()
     is_first = torch.zeros(3, LENGTH, dtype=torch.bool)
     is_first[:, 3] = True
