@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from stormfast.errors import UserError
 from stormfast.records import Transition
-from stormfast.replay import FLAGS, ROW_BYTES, Replay
+from stormfast.replay import ROW_BYTES, Replay
 from stormfast.runs import checkpoint
 from stormfast.runs.checkpoint import load_checkpoint, save_checkpoint
 from stormfast.runs.manifest import describe
@@ -425,7 +425,7 @@ from pathlib import Path
 import numpy as np, torch
 from stormfast.runs import checkpoint
 from stormfast.records import Transition
-from stormfast.replay import Replay
+from stormfast.replay import FLAGS, Replay
 
 checkpoint.CHUNK_ROWS = 16
 run_dir = Path(sys.argv[1])
