@@ -1,4 +1,4 @@
-"""Command-line arguments -> config dataclass, by tyro; every mistake told in one line.
+"""Command-line arguments -> config dataclass, by tyro; every mistake is reported in one line.
 
 tyro explains a mistake in a box of many lines and exits. Its printed text is its only stable interface to errors, so
 the box is caught and its first paragraph, which names the argument and what came, becomes the UserError.
@@ -20,7 +20,7 @@ from stormfast.schema import flatten, nearest
 
 Config = TypeVar("Config")
 
-# What tyro says -> the same in one plain sentence.
+# A message of tyro -> the same in one plain sentence.
 PLAIN = (
     (re.compile(r"Missing from .*: (\S+) (.*) \(required\)"), r"\1 is missing: \2"),
     (

@@ -123,7 +123,7 @@ def _actions(path: str | Path, action: np.ndarray, num_actions: int) -> np.ndarr
 def _rewards(path: str | Path, reward: np.ndarray) -> np.ndarray:
     if reward.dtype.kind != "f":
         raise _error(path, f"reward must be floats, got {reward.dtype}")
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes inf, and is told below
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes inf, and is refused below
         single = reward.astype(np.float32)
     wrong = np.flatnonzero(~np.isfinite(single))
     if len(wrong):

@@ -93,7 +93,7 @@ class DreamEnv(VectorEnv):
 
     @torch.no_grad()
     def imagine(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The model's answer to actions [N]: the next frames [N, 3, 64, 64] uint8, rewards [N], continuation [N]."""
+        """The next frames [N, 3, 64, 64] uint8, rewards [N] and continuation [N] that follow actions [N]."""
         model = self.world_model
         never = torch.zeros_like(action, dtype=torch.bool)
         append_step(self.length, never, (self.latents, self.latent), (self.actions, action))
@@ -170,8 +170,8 @@ def open_loop(world_model: WorldModel, window: Batch, context: int, *, seed: int
     shown = Batch(**{name: value[:, :context] for name, value in vars(window).items()})
     env = DreamEnv(world_model, lambda count: shown, num, seed=seed)
     first = env.reset().obs
-    answers = [env.imagine(window.action[:, t]) for t in range(context - 1, length - 1)]
-    frames, reward, continuation = (torch.stack(list(part), 1).cpu() for part in zip(*answers, strict=True))
+    steps = [env.imagine(window.action[:, t]) for t in range(context - 1, length - 1)]
+    frames, reward, continuation = (torch.stack(list(part), 1).cpu() for part in zip(*steps, strict=True))
     done = slice(context - 1, length - 1)
     return Dream(
         real=window.obs[:, context - 1 :].cpu().numpy(),

@@ -1,4 +1,4 @@
-"""Imagination: replayed contexts, then H steps in which the actor acts and the world model answers.
+"""Imagination: replayed contexts, then H steps in which the actor acts and the world model predicts.
 
 B rollouts   C context steps   H horizon   S categoricals   D width   F features of an agent state
 """
@@ -76,7 +76,7 @@ class Imagination:
     def step(
         self, state: Tensor, latent: Tensor, action_uniform: Tensor, uniform: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The actor acts and the world model answers: the next latent and hidden state, the action and its
+        """The actor acts and the world model predicts: the next latent and hidden state, the action and its
         log-probability.
 
         Args: state: [B, F] of latent [B, S*K] and its hidden state. action_uniform: [B]. uniform: [B, S].

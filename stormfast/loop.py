@@ -37,10 +37,10 @@ def train(
         run_dir: a directory made by runs.directory.create.
         decided: the plan, where it has been made.
         quiet: print nothing.
-    Returns: the run, closed; `stopped_by` tells what stopped it.
+    Returns: the run, closed; `stopped_by` is the signal that stopped it, or 0.
     Raises: UserError for what cannot be had, does not fit in memory, or cannot be saved.
     """
-    annotate.from_environment()  # what is wrong with it is told before a run is made
+    annotate.from_environment()  # a bad value is refused before a run is made
     with SignalWatch(stop_after_this_step) as signals:
         try:
             with build(config, run_dir, decided) as run:
@@ -91,7 +91,7 @@ def learn(run: Run, signals: SignalWatch, callback: Callback, quiet: bool) -> No
 
 
 def describe(run: Run) -> str:
-    """What will run, for the first log line; the plan says on what."""
+    """What will run, and on what: the first log line."""
     config = run.config
     start = f"step {run.step} of {config.steps}" if run.step else f"{config.steps} steps"
     return (

@@ -80,7 +80,7 @@ class Replay:
         self.recency = recency
         self.keep_last_obs = keep_last_obs
         self.demonstration_share = demonstration_share
-        self.id = uuid.uuid4().hex  # a checkpoint tells by it whether the rows on disk are this replay's
+        self.id = uuid.uuid4().hex  # a checkpoint recognises by it the rows on disk that are this replay's
         self._num_demonstration = 0 if demonstration is None else len(demonstration)
         total = num_streams * self.rows_per_stream + self._num_demonstration
         # empty, not zeros: on CPU the pages are committed as rows arrive, and no window ever reaches an unwritten row

@@ -1,4 +1,4 @@
-"""The commands of the stormfast program: one file each, named here, with what `stormfast --help` says of it.
+"""The commands of the stormfast program: one file each, named here, with its line of `stormfast --help`.
 
 A file has a docstring, which is the help text of its command; a frozen dataclass Config, which is its arguments;
 run(config) -> exit status; and perhaps check(config), which refuses bad values before anything is loaded. It does not

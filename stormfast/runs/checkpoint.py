@@ -76,7 +76,7 @@ class Checkpoint:
                 _check_num_rows(rows, chunk)
                 replay.write_rows(np.array(chunk.first), np.array(chunk.last), rows)
             except ValueError as error:
-                raise UserError(f"{path} does not hold the rows that {MANIFEST} says ({error}); {ADVICE}") from None
+                raise UserError(f"{path} does not hold the rows that {MANIFEST} names ({error}); {ADVICE}") from None
         replay.restore_written(np.array(saved.written), saved.id)
 
 
@@ -146,7 +146,7 @@ def _failure(directory: Path, step: int, previous: Manifest | None, error: Excep
     """The message of a save that failed, after making room again. Deletes nothing that the manifest on disk names."""
     now = _previous(directory)
     named = {file.name for file in now.files} if now else set()
-    with contextlib.suppress(OSError):  # the first error is the one to tell; the next save tries again
+    with contextlib.suppress(OSError):  # the first error is the one to report; the next save tries again
         for path in new:
             if path.name not in named:
                 path.unlink(missing_ok=True)

@@ -6,12 +6,12 @@ stormfast train --game Pong,Breakout --seeds 5
       Pong-seed0/ Pong-seed1/     runs like any other: `stormfast evaluate` and `train --resume` take each alone
       Pong-seed0.log ...          what each process printed
 
-The same command with --resume (and the --run-dir) goes on with all of them: finished ones are skipped, and those that
-never began begin, with the settings of the others. A higher --seeds so adds runs to a group.
+The same command with --resume (and the --run-dir) goes on with all of them: finished runs are skipped, and runs that
+have not started yet start, with the settings of the others. A higher --seeds therefore adds runs to a group.
 
-Each run is a process, and bit for bit the run that its seed makes alone with as many CPU threads. Not threads of one
-process: a run draws from torch's default generators, of which a process has one set, and a run that dies must take no
-other with it.
+Each run is a process of its own, with the same result, to the bit, as that run started alone with as many CPU threads.
+Threads of one process would not do: a run draws from torch's default generators, of which a process has one set, and a
+run that dies must not end the others.
 
 How many at once: all with CUDA, one a core without. Measured on two cores of an AMD EPYC that had other work (Catch,
 bfloat16, torch 2.13, before the learner was last changed; medians of 3): an environment step takes this much CPU time,
@@ -211,7 +211,7 @@ def _has_begun(path: Path) -> bool:
 def _saved_step(path: Path) -> int:
     try:
         return read_manifest(path / DIRECTORY).step
-    except UserError:  # the run itself tells when it starts, and the others go on
+    except UserError:  # the run itself reports it when it starts, and the others go on
         return 0
 
 
@@ -225,10 +225,10 @@ def num_at_once(launch: LaunchConfig, num_runs: int, decided: Plan) -> int:
 
 
 def as_many_as_fit(parallel: int, todo: Sequence[Planned], decided: Plan) -> int:
-    """On CUDA no more than fit in its memory together, told where that is fewer: runs that start at once each find all
-    of it free.
+    """On CUDA no more runs at once than fit in its memory together; a lower number is logged.
 
-    One at least: a run that does not fit alone says so itself, with what to do.
+    Runs that start at the same time each find all memory free, so they cannot check this themselves. At least one: a
+    run that does not fit alone reports it.
     """
     if decided.device.type != "cuda" or parallel == 1:
         return parallel
@@ -241,8 +241,7 @@ def as_many_as_fit(parallel: int, todo: Sequence[Planned], decided: Plan) -> int
 def process_environment(parallel: int) -> tuple[dict[str, str], str]:
     """The environment of a run and its number of CPU threads: its share of the cores, unless OMP_NUM_THREADS is set."""
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, num_cores() // parallel))
-    # TERM: what a run prints goes to a log, and a display that is redrawn in place has no place there, FORCE_COLOR or
-    # not
+    # TERM: no display that is redrawn in place, whatever FORCE_COLOR says: a run prints into a log
     return os.environ | {"OMP_NUM_THREADS": threads, "TERM": "dumb"}, threads
 
 

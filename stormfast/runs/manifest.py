@@ -72,7 +72,7 @@ class ReplayFiles:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What checkpoint.json says.
+    """The content of checkpoint.json.
 
     It is written last: a checkpoint is what the manifest names, whatever else lies there.
     """

@@ -32,7 +32,7 @@ from stormfast.settings import TrainConfig
 POLL_EVERY = 0.25  # seconds between two looks at the processes, their logs and their metrics
 LOG_EVERY = 10.0  # seconds between two lines of progress where there is no terminal
 TAIL = 16_384  # bytes of metrics.jsonl that a look reads: some thirty lines
-STOPPING = "stopping after this step"  # how a run says that a signal has reached it
+STOPPING = "stopping after this step"  # what a run prints when a signal has reached it
 # Imports come from where this process takes them, which `python -m stormfast` would not do in another directory.
 START = "import sys; sys.path[:] = {path}; from stormfast.cli import main; sys.exit(main())"
 
@@ -185,7 +185,7 @@ def start(planned: Planned, environment: Mapping[str, str], board: "Board") -> P
 
 
 def poll(process: Process, board: "Board", stopped_by: int) -> bool:
-    """Passes on what a process has said, and how it ended. Returns True when it has."""
+    """Logs what a process has printed, and how it ended. Returns whether it has ended."""
     status = process.popen.poll()  # before its log: nothing comes after
     for line in process.new_lines():
         board.log_line(f"{process.planned.name}: {line}")

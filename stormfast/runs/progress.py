@@ -72,7 +72,7 @@ class Progress:
             self._live.stop()
 
     def update(self, step: int, values: dict[str, float] | None = None) -> None:
-        """Tells how far the work is and, now and then, the newest metrics. Cheap enough for every step."""
+        """Shows the step and, now and then, the newest metrics. Cheap enough for every step."""
         self.step = step
         now = time.monotonic()
         if values:
@@ -90,7 +90,7 @@ class Progress:
 
     @property
     def rate(self) -> float:
-        """Steps per second of late; 0 before there is anything to tell."""
+        """Steps per second of late; 0 before the first step."""
         (then, before), (now, step) = self._marks[0], self._marks[-1]
         return (step - before) / (now - then) if now > then else 0.0
 

@@ -49,7 +49,7 @@ class WorldModel(nn.Module):
         return sample_latent(logits, uniform, self.config.unimix)
 
     def predict(self, frames: Tensor, batch: Batch, uniform: Tensor | None) -> Prediction:
-        """Everything the model says of a batch. frames: [B*T, 3, 64, 64] in [0, 1]; uniform: [B, T, S]."""
+        """All predictions for a batch. frames: [B*T, 3, 64, 64] in [0, 1]; uniform: [B, T, S]."""
         batch_shape = tuple(batch.action.shape)
         posterior = self.posterior(self.encoder(frames)).unflatten(0, batch_shape)
         latent, posterior_log_probs = sample_latent_with_log_probs(posterior, uniform, self.config.unimix)

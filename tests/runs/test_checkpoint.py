@@ -625,7 +625,7 @@ def test_rows_that_are_not_what_the_manifest_says_are_told(run, last):
     edit(run, lambda document: shorten(document, last))
     with pytest.raises(
         UserError,
-        match=r"replay-4-8\.safetensors does not hold the rows that checkpoint\.json says .*put back an intact copy",
+        match=r"replay-4-8\.safetensors does not hold the rows that checkpoint\.json names .*put back an intact copy",
     ):
         load_checkpoint(run, CPU).restore_replay(Replay(12, 2, CPU))
 
