@@ -452,7 +452,7 @@ while True:
 def test_sigkill_leaves_a_loadable_checkpoint(tmp_path):
     chance, reached = random.Random(0), 0
     for _ in range(12):
-        root = Path(__file__).parents[1]
+        root = Path(__file__).parents[2]
         with subprocess.Popen(
             [sys.executable, "-c", WRITER, str(tmp_path)], cwd=root, stdout=subprocess.PIPE, text=True
         ) as writer:
