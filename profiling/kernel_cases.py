@@ -5,6 +5,7 @@ B windows   T steps a window   C context steps   R rollouts   S categoricals   K
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,7 +13,6 @@ from torch import Tensor
 from stormfast.settings import PRESETS as PRESET_TABLE
 from stormfast.settings import TrainConfig, preset_config
 from stormfast_kernels import attention, categorical
-from stormfast_kernels.counter_rng import CounterRng
 from stormfast_kernels.launch import Launch
 
 PRESETS = tuple(PRESET_TABLE)
@@ -79,10 +79,6 @@ def table(config: TrainConfig) -> dict[str, tuple[Builder, tuple[int, ...]]]:
     return {
         "rollout-sample": (sample, (imagination.batch_size, *latent)),  # Imagination.__call__, each imagined step
         "context-sample": (sample, (imagination.batch_size, imagination.context, *latent)),  # Imagination.__call__
-        "rollout-sample-counter": (
-            sample_by_counter,
-            (imagination.batch_size, *latent),
-        ),  # the same with numbers drawn in the kernel
         "rollout-mode": (mode, (imagination.batch_size, *latent)),
         "model-sample": (sample_with_log_probs, (model.batch_size, model.batch_length, *latent)),  # WorldModel.predict
         "model-sample-gradient": (gradient_of_both, (model.batch_size, model.batch_length, *latent)),
@@ -108,15 +104,11 @@ def sample(shape: tuple[int, ...], dtype: torch.dtype, unimix: float) -> Launch:
     return sample_from(empty(shape[:-1]), shape, dtype, unimix)
 
 
-def sample_by_counter(shape: tuple[int, ...], dtype: torch.dtype, unimix: float) -> Launch:
-    return sample_from(CounterRng(empty((2,), torch.int64)), shape, dtype, unimix)
-
-
 def mode(shape: tuple[int, ...], dtype: torch.dtype, unimix: float) -> Launch:
-    return sample_from(None, shape, dtype, unimix)
+    return sample_from("mode", shape, dtype, unimix)
 
 
-def sample_from(draw: Tensor | CounterRng | None, shape: tuple[int, ...], dtype: torch.dtype, unimix: float) -> Launch:
+def sample_from(draw: Tensor | Literal["mode"], shape: tuple[int, ...], dtype: torch.dtype, unimix: float) -> Launch:
     index = empty(shape[:-1], torch.int64)
     return categorical.forward_launch(empty(shape, dtype), draw, unimix, empty(shape, dtype), index, None)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bench.kernels.conftest import Measure
 from bench.kernels.work import gradient_work, log_probs_work, sample_work
-from stormfast_kernels import CounterRng, sample_categorical, sample_categorical_with_log_probs, unimix_log_probs
+from stormfast_kernels import sample_categorical, sample_categorical_with_log_probs, unimix_log_probs
 from stormfast_kernels.categorical import sample_categorical_reference, unimix_log_probs_reference
 
 UNIMIX = 0.01
@@ -85,7 +85,7 @@ def test_sample(case: Case, measure: Measure) -> None:
 )
 @torch.no_grad()
 def test_sample_after_rand(case: Case, measure: Measure) -> None:
-    """Forward, the uniforms drawn by torch just before: what the next bench spares."""
+    """Forward, the uniforms drawn by torch just before."""
 
     def rand(forward: Callable[..., Any], logits: Tensor) -> Any:
         return forward(logits, torch.rand(case.shape[:-1], device=logits.device))
@@ -99,31 +99,6 @@ def test_sample_after_rand(case: Case, measure: Measure) -> None:
         arguments=lambda generator: [(case.logits(generator),)],
         work=sample_work(case.rows, case.shape[-1], case.itemsize, uniform_given=False),
         around=rand,
-        comparable=False,
-    )
-
-
-@pytest.mark.cases(
-    cpu=[Case((64, 16, 16), "float32")], cuda=[Case((1024 * 16, 32, 32), "bfloat16"), Case((1024, 32, 32), "bfloat16")]
-)
-@torch.no_grad()
-def test_sample_counter(case: Case, measure: Measure) -> None:
-    """Forward, the uniforms computed inside from a counter, which then moves on."""
-
-    def draw_and_advance(forward: Callable[..., Any], logits: Tensor, state: Tensor) -> Any:
-        outputs = forward(logits, state)
-        CounterRng(state).advance(case.rows)
-        return outputs
-
-    measure(
-        kernel="sample_categorical, CounterRng",
-        shape=str(list(case.shape)),
-        dtype=case.dtype,
-        public=lambda logits, state: sample_categorical(logits, CounterRng(state), UNIMIX),
-        reference=lambda logits, state: sample_reference(logits, CounterRng(state)),
-        arguments=lambda generator: [(case.logits(generator), CounterRng.seeded(1, generator.device).state)],
-        work=sample_work(case.rows, case.shape[-1], case.itemsize, uniform_given=False),
-        around=draw_and_advance,
         comparable=False,
     )
 

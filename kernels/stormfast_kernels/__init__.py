@@ -2,11 +2,9 @@
 
 from stormfast_kernels.attention import cached_attention_step
 from stormfast_kernels.categorical import sample_categorical, sample_categorical_with_log_probs, unimix_log_probs
-from stormfast_kernels.counter_rng import CounterRng
 from stormfast_kernels.dispatch import backend, report
 
 __all__ = [
-    "CounterRng",
     "backend",
     "cached_attention_step",
     "report",

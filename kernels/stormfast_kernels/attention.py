@@ -401,8 +401,6 @@ def cached_attention_step(
     value_cache: Tensor,
     length: Tensor,
     first: Tensor | None = None,
-    *,
-    filled: int | None = None,
 ) -> Tensor:
     """Appends one key and value a sequence at position `length`, and attends over positions first[b]..length.
 
@@ -411,9 +409,9 @@ def cached_attention_step(
 
     The caches must be finite everywhere (allocate them with zeros): in the reference a position not attended has weight
     0, and 0 times NaN is NaN. The kernel does not fetch such positions. A full cache cannot be noticed on the host
-    without waiting for the device, unless the caller counts and gives `filled`. Where `length` is none of 0..L-1 after
-    all, the kernel writes no position and returns NaN; the reference raises in eager mode on a CPU, stops the process on a
-    GPU, and is undefined where it was compiled.
+    without waiting for the device: the caller counts (KVCache.reserve). Where `length` is none of 0..L-1 after all, the
+    kernel writes no position and returns NaN; the reference raises in eager mode on a CPU, stops the process on a GPU,
+    and is undefined where it was compiled.
 
     Under torch.compile the sizes and strides of the caches are constants. With dynamic shapes Inductor (torch 2.13) mistakes
     one part of a buffer for another where two caches that are views of it are arguments of the compiled function, or where
@@ -429,13 +427,12 @@ def cached_attention_step(
         length:                 0-d int64, on the same device, tokens already in the cache; < L.
         first:                  [B] int64, the first position each sequence sees, or None for 0; the new token always
                                 sees itself.
-        filled:                 the same as length, where the host knows it: a full cache is then refused.
     Returns: [B, heads, head_dim] in the dtype of query.
     Raises: ValueError when shapes, dtypes or devices do not fit, the caches share their start or an entry of one
-        its memory with another (other overlaps are not looked for), the cache is full (as above), or a gradient would have to be recorded.
+        its memory with another (other overlaps are not looked for), or a gradient would have to be recorded.
     """
     _check_step(query, key, value, key_cache, value_cache)
-    _check_caches(key_cache, value_cache, filled)
+    _check_caches(key_cache, value_cache)
     if length.dim() != 0 or length.dtype != torch.int64:
         raise ValueError(f"length must be a 0-d int64 tensor, got {tuple(length.shape)} {length.dtype}")
     if first is not None and (first.shape != query.shape[:1] or first.dtype != torch.int64):
@@ -475,12 +472,9 @@ def _check_step(query: Tensor, key: Tensor, value: Tensor, key_cache: Tensor, va
         raise ValueError(f"query {shapes[0]} must be floating, got {query.dtype}")
 
 
-def _check_caches(key_cache: Tensor, value_cache: Tensor, filled: int | None) -> None:
+def _check_caches(key_cache: Tensor, value_cache: Tensor) -> None:
     """That a position can be written, once, in each."""
     shape = tuple(key_cache.shape)
-    if filled is not None and not 0 <= filled < shape[2]:
-        trouble = "filled cannot be negative" if filled < 0 else "the cache is full"
-        raise ValueError(f"{trouble}: filled is {filled}, and caches {shape} have positions 0..{shape[2] - 1}")
     for name, cache in (("key_cache", key_cache), ("value_cache", value_cache)):
         if any(size > 1 and stride == 0 for size, stride in zip(cache.shape, cache.stride(), strict=True)):
             raise ValueError(

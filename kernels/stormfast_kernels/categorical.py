@@ -10,25 +10,21 @@ import torch
 from torch import Tensor
 
 from stormfast_kernels import launch
-from stormfast_kernels.counter_rng import CounterRng
 from stormfast_kernels.dispatch import implementation, register, register_trial
 from stormfast_kernels.launch import Launch, constant, jit, next_power_of_2, tl
-
-Draw = Tensor | CounterRng | None  # uniform numbers, a stream of them, or the mode
 
 # --- reference ---------------------------------------------------------------------------------------------------
 
 
 @register("sample_categorical", "reference")
 def sample_categorical_reference(
-    logits: Tensor, draw: Draw, unimix: float, with_log_probs: bool
+    logits: Tensor, uniform: Tensor | None, unimix: float, with_log_probs: bool
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """Sample, log-probabilities (where asked for) and index, in plain differentiable torch."""
     probs = _unimix_probs(logits, unimix)
-    if draw is None:
+    if uniform is None:
         index = probs.argmax(-1)
     else:
-        uniform = draw.uniform(probs[..., 0].numel()).view(probs.shape[:-1]) if isinstance(draw, CounterRng) else draw
         # The classes at or below u are those before the one drawn. The cdf's last value may round to less than u: then,
         # too, the last class is drawn, or the last one that is possible at all.
         index = (probs.detach().cumsum(-1) <= uniform.unsqueeze(-1)).sum(-1).clamp(max=logits.shape[-1] - 1)
@@ -88,12 +84,10 @@ LOG2_E, LN_2 = constant(math.log2(math.e)), constant(math.log(2))
 MOST_CLASSES = 1_024  # a row must fit a tile; longer ones take the reference
 
 
-@jit(do_not_specialize=["offset"])  # else a stream's first, second and sixteenth draws were compilations of their own
+@jit
 def unimix_sample_kernel(
     logits,  # [R, K]
     uniform,  # [R], read where DRAW is "uniform"
-    rng,  # [2] int64 seed and counter, read where DRAW is "counter"
-    offset,
     sample,  # [R, K], written unless DRAW is "nothing"
     index,  # [R] int64, likewise
     log_probs,  # [R, K] float32, written where LOG_PROBS
@@ -124,10 +118,7 @@ def unimix_sample_kernel(
         if DRAW == "mode":
             drawn = tl.argmax(tl.where(column < CLASSES, probs, -1.0), 1, tie_break_left=True)
         else:
-            if DRAW == "uniform":
-                u = tl.load(uniform + row, mask=row < rows, other=0.0).to(tl.float32)
-            else:
-                u = tl.rand(tl.load(rng), tl.load(rng + 1) + offset + row)
+            u = tl.load(uniform + row, mask=row < rows, other=0.0).to(tl.float32)
             if COLUMNS != CLASSES:
                 probs = tl.where(column < CLASSES, probs, 0.0)
             cdf = tl.cumsum(probs, 1)
@@ -186,33 +177,25 @@ def unimix_gradient_kernel(
 
 def forward_launch(
     logits: Tensor,
-    draw: Draw | Literal["nothing"],
+    draw: Tensor | Literal["mode", "nothing"],
     unimix: float,
     sample: Tensor | None,
     index: Tensor | None,
     log_probs: Tensor | None,
 ) -> Launch:
-    """Of contiguous tensors, shapes as in sample_categorical; "nothing" draws nothing and writes log_probs only."""
-    kind = (
-        "nothing"
-        if isinstance(draw, str)
-        else "mode"
-        if draw is None
-        else "counter"
-        if isinstance(draw, CounterRng)
-        else "uniform"
-    )
+    """Of contiguous tensors, shapes as in sample_categorical.
+
+    Args: draw: the uniform numbers; or "mode"; or "nothing", which writes log_probs only.
+    """
     return _launch(
         unimix_sample_kernel,
         logits,
         unimix,
         uniform=draw if isinstance(draw, Tensor) else logits,  # a pointer that the kernel does not follow
-        rng=draw.state if isinstance(draw, CounterRng) else logits,
-        offset=draw.offset if isinstance(draw, CounterRng) else 0,
         sample=logits if sample is None else sample,
         index=logits if index is None else index,
         log_probs=logits if log_probs is None else log_probs,
-        DRAW=kind,
+        DRAW="uniform" if isinstance(draw, Tensor) else draw,
         LOG_PROBS=log_probs is not None,
     )
 
@@ -254,19 +237,19 @@ def _launch(kernel, logits: Tensor, unimix: float, **arguments) -> Launch:
 
 @torch.library.custom_op("stormfast::sample_categorical", mutates_args=(), device_types="cuda")
 def sample_categorical_op(
-    logits: Tensor, uniform: Tensor | None, rng: Tensor | None, offset: int, unimix: float, with_log_probs: bool
+    logits: Tensor, uniform: Tensor | None, unimix: float, with_log_probs: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sample, log-probabilities (empty where not asked for) and index. Uniform numbers, else a stream of them, else the mode."""
+    """Sample, log-probabilities (empty where not asked for) and index. Without uniform numbers it is the mode."""
     logits = logits.contiguous()
     sample, log_probs, index = _empty_outputs(logits, with_log_probs)
-    draw = (
-        uniform.contiguous()
-        if uniform is not None
-        else CounterRng(rng.contiguous(), offset)
-        if rng is not None
-        else None
-    )
-    forward_launch(logits, draw, unimix, sample, index, log_probs if with_log_probs else None).run()
+    forward_launch(
+        logits,
+        "mode" if uniform is None else uniform.contiguous(),
+        unimix,
+        sample,
+        index,
+        log_probs if with_log_probs else None,
+    ).run()
     return sample, log_probs, index
 
 
@@ -276,16 +259,15 @@ def _empty_outputs(logits: Tensor, with_log_probs: bool) -> tuple[Tensor, Tensor
 
 
 @sample_categorical_op.register_kernel("cpu")
-def _(logits, uniform, rng, offset, unimix, with_log_probs):
+def _(logits, uniform, unimix, with_log_probs):
     if launch.INTERPRETED:
-        return sample_categorical_op._init_fn(logits, uniform, rng, offset, unimix, with_log_probs)
-    draw = uniform if uniform is not None else CounterRng(rng, offset) if rng is not None else None
-    sample, log_probs, index = sample_categorical_reference(logits, draw, unimix, with_log_probs)
+        return sample_categorical_op._init_fn(logits, uniform, unimix, with_log_probs)
+    sample, log_probs, index = sample_categorical_reference(logits, uniform, unimix, with_log_probs)
     return sample, logits.new_empty(0, dtype=torch.float32) if log_probs is None else log_probs, index
 
 
 @sample_categorical_op.register_fake
-def _(logits, uniform, rng, offset, unimix, with_log_probs):
+def _(logits, uniform, unimix, with_log_probs):
     return _empty_outputs(logits, with_log_probs)
 
 
@@ -338,7 +320,7 @@ def _(logits, grad_sample, grad_log_probs, unimix):
 
 
 def _save_for_sample(ctx, inputs, output) -> None:
-    logits, _, _, _, ctx.unimix, with_log_probs = inputs
+    logits, _, ctx.unimix, with_log_probs = inputs
     ctx.save_for_backward(logits)
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*(output[2:] if with_log_probs else output[1:]))
@@ -346,15 +328,8 @@ def _save_for_sample(ctx, inputs, output) -> None:
 
 def _sample_backward(ctx, grad_sample, grad_log_probs, _):
     if grad_sample is None and grad_log_probs is None:
-        return (None,) * 6
-    return (
-        unimix_gradient_op(ctx.saved_tensors[0], grad_sample, grad_log_probs, ctx.unimix),
-        None,
-        None,
-        None,
-        None,
-        None,
-    )
+        return (None,) * 4
+    return unimix_gradient_op(ctx.saved_tensors[0], grad_sample, grad_log_probs, ctx.unimix), None, None, None
 
 
 def _save_for_log_probs(ctx, inputs, output) -> None:
@@ -376,14 +351,12 @@ def _fits(logits: Tensor) -> bool:
 
 @register("sample_categorical", "triton")
 def sample_categorical_triton(
-    logits: Tensor, draw: Draw, unimix: float, with_log_probs: bool
+    logits: Tensor, uniform: Tensor | None, unimix: float, with_log_probs: bool
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """By the kernel; float64 and rows of more than MOST_CLASSES by the reference."""
     if not _fits(logits):
-        return sample_categorical_reference(logits, draw, unimix, with_log_probs)
-    uniform = draw if isinstance(draw, Tensor) else None
-    rng, offset = (draw.state, draw.offset) if isinstance(draw, CounterRng) else (None, 0)
-    sample, log_probs, index = sample_categorical_op(logits, uniform, rng, offset, unimix, with_log_probs)
+        return sample_categorical_reference(logits, uniform, unimix, with_log_probs)
+    sample, log_probs, index = sample_categorical_op(logits, uniform, unimix, with_log_probs)
     return sample, log_probs if with_log_probs else None, index
 
 
@@ -413,7 +386,7 @@ def _trial(device: torch.device) -> None:
 # --- public functions --------------------------------------------------------------------------------------------
 
 
-def sample_categorical(logits: Tensor, uniform: Draw, unimix: float) -> tuple[Tensor, Tensor]:
+def sample_categorical(logits: Tensor, uniform: Tensor | None, unimix: float) -> tuple[Tensor, Tensor]:
     """Draws from categoricals whose softmax is mixed with the uniform distribution; straight-through gradient.
 
     probs = (1 - unimix) * softmax(logits) + unimix / K, computed in float32 (float64 for float64 logits). The class is
@@ -423,24 +396,25 @@ def sample_categorical(logits: Tensor, uniform: Draw, unimix: float) -> tuple[Te
 
     Args:
         logits:  [..., S, K] floating.
-        uniform: [..., S] float32 or float64 in [0, 1) (not checked: that would wait for the device); or a CounterRng,
-                 whose next draws, one a categorical, are computed where they are used (the caller advances it); or None
-                 for the mode, the most probable class and the first of equals.
+        uniform: [..., S] float32 or float64 in [0, 1) (not checked: that would wait for the device); or None for the
+                 mode, the most probable class and the first of equals.
         unimix:  in [0, 1].
     Returns: sample [..., S, K] in the dtype of logits, exactly one-hot; index [..., S] int64, without gradient.
     Raises: ValueError when shapes, dtypes or devices do not fit.
     """
-    _check_draw(logits, uniform, unimix)
+    _check_sampling(logits, uniform, unimix)
     sample, _, index = implementation("sample_categorical", logits.device)(logits, uniform, unimix, False)
     return sample, index
 
 
-def sample_categorical_with_log_probs(logits: Tensor, uniform: Draw, unimix: float) -> tuple[Tensor, Tensor, Tensor]:
+def sample_categorical_with_log_probs(
+    logits: Tensor, uniform: Tensor | None, unimix: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """sample_categorical, and from the same pass the log-probabilities of the distributions it draws from.
 
     Returns: sample [..., S, K], index [..., S], log_probs [..., S, K] as in unimix_log_probs.
     """
-    _check_draw(logits, uniform, unimix)
+    _check_sampling(logits, uniform, unimix)
     sample, log_probs, index = implementation("sample_categorical", logits.device)(logits, uniform, unimix, True)
     return sample, index, log_probs
 
@@ -467,23 +441,18 @@ def _check_logits(logits: Tensor, unimix: float) -> None:
         raise ValueError(f"unimix must be in [0, 1], got {unimix}")
 
 
-def _check_draw(logits: Tensor, draw: Draw, unimix: float) -> None:
+def _check_sampling(logits: Tensor, uniform: Tensor | None, unimix: float) -> None:
     _check_logits(logits, unimix)
+    shape = tuple(logits.shape)
     if logits.dim() < 2:
-        raise ValueError(f"logits must be [..., S, K], got {tuple(logits.shape)}")
-    if draw is None:
+        raise ValueError(f"logits must be [..., S, K], got {shape}")
+    if uniform is None:
         return
-    name, given = ("rng state", draw.state) if isinstance(draw, CounterRng) else ("uniform", draw)
-    if isinstance(draw, CounterRng):
-        if draw.state.shape != (2,) or draw.state.dtype != torch.int64:
-            raise ValueError(f"rng state must be [2] int64, got {tuple(draw.state.shape)} {draw.state.dtype}")
-    elif draw.shape != logits.shape[:-1]:
+    if uniform.shape != logits.shape[:-1]:
+        raise ValueError(f"uniform must be {shape[:-1]} for logits {shape}, got {tuple(uniform.shape)}")
+    if uniform.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"uniform {tuple(uniform.shape)} must be float32 or float64, got {uniform.dtype}")
+    if uniform.device != logits.device:
         raise ValueError(
-            f"uniform must be {tuple(logits.shape[:-1])} for logits {tuple(logits.shape)}, got {tuple(draw.shape)}"
-        )
-    elif draw.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"uniform {tuple(draw.shape)} must be float32 or float64, got {draw.dtype}")
-    if given.device != logits.device:
-        raise ValueError(
-            f"logits {tuple(logits.shape)} are on {logits.device}, but {name} {tuple(given.shape)} is on {given.device}"
+            f"logits {shape} are on {logits.device}, but uniform {tuple(uniform.shape)} is on {uniform.device}"
         )

@@ -23,9 +23,9 @@ except Exception as error:  # CPU builds of torch come without it, and broken in
     triton, tl, INTERPRETED = None, SimpleNamespace(constexpr=Any), False
     IMPORT_TROUBLE: str | None = f"import triton fails: {' '.join(str(error).split())}"
 
-    def jit(function: Any = None, **options: Any) -> Any:
+    def jit(function: Any) -> Any:
         """Leaves the kernel a plain function that nothing calls."""
-        return (lambda function: function) if function is None else function
+        return function
 else:
     IMPORT_TROUBLE = None
 
@@ -66,7 +66,7 @@ class Launch:
         types, constants, aligned = {}, {}, []
         for parameter in self.kernel.params:
             name, value = parameter.name, self.arguments[parameter.name]
-            specialised = type(value) is int and not parameter.do_not_specialize
+            specialised = type(value) is int
             if parameter.is_constexpr or value is None or (specialised and value == 1):
                 types[name], constants[name] = "constexpr", value
             elif isinstance(value, Tensor):

@@ -286,27 +286,6 @@ def test_a_full_cache_is_refused_by_the_reference(length, monkeypatch):
     assert not caches.any()
 
 
-@pytest.mark.parametrize("choice", ["reference", "triton"])
-@pytest.mark.parametrize(
-    ("filled", "message"),
-    [(5, r"cache is full: filled is 5.*\(2, 3, 5, 16\)"), (99, "full"), (-1, r"negative.*\(2, 3, 5, 16\)")],
-)
-def test_a_cache_that_the_host_knows_to_be_full_is_refused(filled, message, choice, monkeypatch):
-    monkeypatch.setenv(dispatch.VARIABLE, choice)
-    arguments = one_step(2, 3, 16, 5, torch.float32, 4)
-    with pytest.raises(ValueError, match=message):
-        cached_attention_step(*arguments, filled=filled)
-    assert not arguments[3][:, :, 4].any()
-
-
-def test_a_count_on_the_host_changes_nothing(path):
-    arguments = one_step(2, 3, 16, 5, torch.float32, 4)
-    expected = expected_step(*arguments)
-    torch.testing.assert_close(
-        cached_attention_step(*arguments, filled=4).cpu().double(), expected, **TOLERANCE[torch.float32]
-    )
-
-
 # --- layouts -----------------------------------------------------------------------------------------------------
 
 

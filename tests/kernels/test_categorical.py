@@ -4,15 +4,12 @@ Tensors lie on the CPU: the kernel runs in Triton's interpreter, which truncates
 Where Triton compiles, test_on_gpu.py shows the kernel, and here the reference alone runs.
 """
 
-import math
-
 import numpy as np
 import pytest
 import torch
 from torch.library import opcheck
 
 from stormfast_kernels import (
-    CounterRng,
     categorical,
     dispatch,
     launch,
@@ -343,9 +340,6 @@ def test_gradcheck():
         (torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64), 0.0, "int64"),
         (torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2), 0.0, "int64"),
         (torch.zeros(2, 3), torch.zeros(2, device="meta"), 0.0, "meta"),
-        (torch.zeros(2, 3), CounterRng(torch.zeros(3, dtype=torch.int64)), 0.0, r"\(3,\)"),
-        (torch.zeros(2, 3), CounterRng(torch.zeros(2)), 0.0, "float32"),
-        (torch.zeros(2, 3), CounterRng(torch.zeros(2, dtype=torch.int64, device="meta")), 0.0, "meta"),
         (torch.zeros(2, 3), torch.zeros(2), 1.5, r"1\.5"),
         (torch.zeros(2, 3), torch.zeros(2), float("nan"), "nan"),
     ],
@@ -365,56 +359,12 @@ def test_float64_and_long_rows_take_the_reference(triton_path):
 
 def test_the_tile_does_not_change_what_is_drawn(monkeypatch, triton_path):
     logits = torch.randn(61, 2, 12, generator=torch.Generator().manual_seed(7)) * 2
-    rng = CounterRng.seeded(11, "cpu")
+    uniform = torch.rand(61, 2, generator=torch.Generator().manual_seed(11))
     results = []
     for elements in (16, 64, 2_048, 65_536):
         monkeypatch.setattr(categorical, "ELEMENTS", elements)
-        results.append(sample_categorical(logits, rng, 0.01)[1])
+        results.append(sample_categorical(logits, uniform, 0.01)[1])
     assert all(torch.equal(results[0], other) for other in results[1:])
-
-
-# --- random numbers from a counter -------------------------------------------------------------------------------
-
-
-def test_both_paths_draw_the_same_numbers_from_a_counter(monkeypatch, triton_path):
-    logits = torch.randn(4_001, 3, 5, generator=torch.Generator().manual_seed(8))
-    for seed, counter, offset in ((0, 0, 0), (-3, 2**33, 17), (2**62 + 1, 2**32 - 5_000, 2**20)):
-        rng = CounterRng(torch.tensor([seed, counter]), offset)
-        monkeypatch.setenv(dispatch.VARIABLE, "triton")
-        kernel = sample_categorical(logits, rng, 0.0)[1]
-        monkeypatch.setenv(dispatch.VARIABLE, "reference")
-        assert (sample_categorical(logits, rng, 0.0)[1] != kernel).sum() <= 1
-        assert (sample_categorical(logits, rng.uniform(12_003).view(4_001, 3), 0.0)[1] != kernel).sum() <= 1
-
-
-@pytest.mark.parametrize("row", [[0.0] * 32, [math.sin(3 * k) for k in range(32)]])
-def test_chi_square_of_counter_draws(row, path):
-    draws, rows = 2**18, 2**13
-    logits = torch.tensor(row).expand(rows, draws // rows, 32)
-    index = sample_categorical(logits, CounterRng.seeded(5, "cpu"), 0.01)[1]
-    expected = draws * oracle_probs(torch.tensor(row), 0.01)
-    chi_square = ((torch.bincount(index.flatten(), minlength=32) - expected).square() / expected).sum()
-    assert chi_square < 87.0  # p = 1e-6 at 31 degrees of freedom; no unimix gives about 112, a bfloat16 cdf 1,872
-
-
-def test_a_state_that_is_not_contiguous_counts(path):
-    logits = torch.zeros(64, 4, 32)
-    states = torch.tensor([[7, -1], [300, -1]])  # the second column is another's
-    strided = CounterRng(states[:, 0], 2)
-    assert not strided.state.is_contiguous()
-    index = sample_categorical(logits, strided, 0.0)[1]
-    assert torch.equal(index, sample_categorical(logits, CounterRng(torch.tensor([7, 300]), 2), 0.0)[1])
-
-
-def test_advancing_draws_anew_and_the_state_repeats_it(path):
-    logits, rng = torch.zeros(64, 4, 32), CounterRng.seeded(1, "cpu")
-    first = sample_categorical(logits, rng, 0.0)[1]
-    assert torch.equal(sample_categorical(logits, rng, 0.0)[1], first)
-    rng.advance(256)
-    assert rng.state.tolist() == [1, 256]
-    second = sample_categorical(logits, rng, 0.0)[1]
-    assert (second == first).float().mean() < 0.1
-    assert torch.equal(sample_categorical(logits, CounterRng.seeded(1, "cpu").at(256), 0.0)[1], second)
 
 
 # --- as a registered op ------------------------------------------------------------------------------------------
@@ -424,9 +374,8 @@ def test_advancing_draws_anew_and_the_state_repeats_it(path):
 def test_the_ops_are_registered_as_torch_wants_them(with_log_probs, triton_path):
     rng = torch.Generator().manual_seed(9)
     logits, uniform = torch.randn(3, 5, 7, generator=rng).requires_grad_(), torch.rand(3, 5, generator=rng)
-    opcheck(categorical.sample_categorical_op, (logits, uniform, None, 0, 0.01, with_log_probs))
-    opcheck(categorical.sample_categorical_op, (logits, None, torch.tensor([1, 2]), 3, 0.01, with_log_probs))
-    opcheck(categorical.sample_categorical_op, (logits, None, None, 0, 0.0, with_log_probs))
+    opcheck(categorical.sample_categorical_op, (logits, uniform, 0.01, with_log_probs))
+    opcheck(categorical.sample_categorical_op, (logits, None, 0.0, with_log_probs))
     opcheck(categorical.unimix_log_probs_op, (logits, 0.01))
     opcheck(
         categorical.unimix_gradient_op,
@@ -439,11 +388,8 @@ def test_the_ops_run_the_reference_on_a_cpu_without_the_interpreter(monkeypatch)
     rng = torch.Generator().manual_seed(10)
     logits, uniform = torch.randn(3, 5, 7, generator=rng).requires_grad_(), torch.rand(3, 5, generator=rng)
     before = launch.launched.total()
-    for offset, draw in ((0, uniform), (4, CounterRng(torch.tensor([1, 2]), 4)), (0, None)):
-        counter = draw.state if isinstance(draw, CounterRng) else None
-        got = categorical.sample_categorical_op(
-            logits, None if counter is not None else draw, counter, offset, 0.01, True
-        )
+    for draw in (uniform, None):
+        got = categorical.sample_categorical_op(logits, draw, 0.01, True)
         expected = categorical.sample_categorical_reference(logits, draw, 0.01, True)
         assert torch.equal(got[2], expected[2])
         for a, b in zip(got[:2], expected[:2], strict=True):

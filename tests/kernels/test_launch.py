@@ -44,19 +44,18 @@ def specialised_by_triton(kernel, arguments):
     return types, sorted(name for name, kind in types.items() if kind == "constexpr"), aligned
 
 
-def compilable(function, **options):
+def compilable(function):
     """The kernel as it is without the interpreter, which tests run under."""
-    return triton.runtime.jit.JITFunction(function, **options)
+    return triton.runtime.jit.JITFunction(function)
 
 
 INTEGERS = [0, 1, 2, 8, 15, 16, 48, -1, -16, 2**31 - 16, 2**31 - 1, 2**31, -(2**31), -(2**31) - 1, 2**40]
 DTYPES = list(launch.TYPE_NAMES)
 
 
-@pytest.mark.parametrize("options", [{}, {"do_not_specialize": ["b"]}])
 @pytest.mark.parametrize("integer", INTEGERS)
-def test_integers_are_specialised_as_triton_does(integer, options):
-    kernel = compilable(any_arguments, **options)
+def test_integers_are_specialised_as_triton_does(integer):
+    kernel = compilable(any_arguments)
     arguments = {"a": torch.zeros(4), "b": integer, "c": integer, "d": 0.25, "e": True, "f": None, "SIZE": 32}
     types, constants, aligned = Launch(kernel, (1,), arguments, 4).signature()
     assert (types, sorted(constants), aligned) == specialised_by_triton(kernel, arguments)
