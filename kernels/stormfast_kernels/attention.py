@@ -51,8 +51,8 @@ def cached_attention_step_reference(
 def _attend_by_products(query: Tensor, key_cache: Tensor, value_cache: Tensor, visible: Tensor) -> Tensor:
     """Attention by two batched products; visible [B or 1, 1, 1, L]. Scores are rounded to the dtype, as under autocast.
 
-    On one CPU core (AMD EPYC, torch 2.13), against scaled_dot_product_attention: [1024, 8, 24, 64] bfloat16 8.0 ms for 27.5,
-    float32 7.5 for 11.6; [128, 4, 14, 32] 0.27 for 0.80, 0.18 for 0.27.
+    On one CPU core (AMD EPYC, torch 2.13), against scaled_dot_product_attention: [1024, 8, 24, 64] bfloat16 8.0 ms for
+    27.5, float32 7.5 for 11.6; [128, 4, 14, 32] 0.27 for 0.80, 0.18 for 0.27.
     """
     batch, heads, positions, head_dim = key_cache.shape
     bias = (
@@ -83,7 +83,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 @jit
 def upcast(x):
-    """float32. Of bfloat16 by its bits: one instruction an element, where .to(tl.float32) takes two for every other one."""
+    """float32. Of bfloat16 by its bits: one instruction an element, where .to(tl.float32) takes 1.5 on average."""
     if x.dtype == tl.bfloat16:
         return (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
     else:
@@ -189,7 +189,7 @@ def attention_step_kernel(
         v = load_tile(values, 0, start, count, POSITION_STRIDE, FEATURE_STRIDE, HEAD_DIM, WAVE, WAVES)
         if MORE_WAVES > 0:
             more_v = load_tile(values, MORE, start, count, POSITION_STRIDE, FEATURE_STRIDE, HEAD_DIM, WAVE, MORE_WAVES)
-    # Here and not before the loads or at the end: there ptxas moves the loads of values behind the scores, a second wait.
+    # Not before the loads nor at the end: there ptxas moves the loads of values behind the scores, a second wait.
     new_at = end.to(tl.int64) * POSITION_STRIDE + (element % HEAD_DIM).to(tl.int64) * FEATURE_STRIDE
     one_copy = has_room & (element < HEAD_DIM)
     tl.store(keys + new_at, new_key, mask=one_copy)
@@ -278,7 +278,7 @@ def step_launch(
 
 
 def _waves(older: int, head_dim: int, itemsize: int) -> tuple[int, int, int, bool]:
-    """How a warp covers `older` positions: positions of a wave, waves of a tile and of a second one, and whether tiles repeat.
+    """How a warp covers `older` positions: positions of a wave, waves of a tile, of a second one, whether tiles repeat.
 
     The second tile is what a power of two leaves: 23 positions are 16 and 8, not 32.
     """
@@ -362,8 +362,8 @@ def cached_attention_step_triton(
     first: Tensor | None,
 ) -> Tensor:
     """By the kernel; float64, other head sizes and caches of different layouts by the reference."""
-    # Read one by one, sizes and strides become constants of a compiled graph. With symbolic ones Inductor (torch 2.13) hands a
-    # mutating op the wrong part of a cache that was sliced inside the graph.
+    # Read one by one, sizes and strides become constants of a compiled graph. With symbolic ones Inductor (torch 2.13)
+    # hands a mutating op the wrong part of a cache that was sliced inside the graph.
     _ = [operator.index(n) for n in (*key_cache.shape, *key_cache.stride(), *value_cache.stride())]
     run = cached_attention_step_op if _fits(query, key_cache, value_cache) else cached_attention_step_reference
     return run(query, key, value, key_cache, value_cache, length, first)
@@ -413,13 +413,14 @@ def cached_attention_step(
     kernel writes no position and returns NaN; the reference raises in eager mode on a CPU, stops the process on a GPU,
     and is undefined where it was compiled.
 
-    Under torch.compile the sizes and strides of the caches are constants. With dynamic shapes Inductor (torch 2.13) mistakes
-    one part of a buffer for another where two caches that are views of it are arguments of the compiled function, or where
-    caches are sliced from a number of layers that changes: compile such code with dynamic=False, as training does.
+    Under torch.compile the sizes and strides of the caches are constants. With dynamic shapes Inductor (torch 2.13)
+    mistakes one part of a buffer for another where two caches that are views of it are arguments of the compiled
+    function, or where caches are sliced from a number of layers that changes: compile such code with dynamic=False, as
+    training does.
 
-    The kernel takes float32, bfloat16 and float16, head sizes 16, 32, 64 and 128, and caches of one layout, any strides;
-    for the rest the reference runs in its place. Tokens that are not laid out alike, or not with features side by side,
-    are copied first.
+    The kernel takes float32, bfloat16 and float16, head sizes 16, 32, 64 and 128, and caches of one layout with any
+    strides; for the rest the reference runs in its place. Tokens that are not laid out alike, or not with features side
+    by side, are copied first.
 
     Args:
         query, key, value:      [B, heads, head_dim] floating, the new token.
@@ -437,12 +438,14 @@ def cached_attention_step(
         raise ValueError(f"length must be a 0-d int64 tensor, got {tuple(length.shape)} {length.dtype}")
     if first is not None and (first.shape != query.shape[:1] or first.dtype != torch.int64):
         raise ValueError(
-            f"first must be int64 {tuple(query.shape[:1])} for query {tuple(query.shape)}, got {first.dtype} {tuple(first.shape)}"
+            f"first must be int64 {tuple(query.shape[:1])} for query {tuple(query.shape)}, "
+            f"got {first.dtype} {tuple(first.shape)}"
         )
     for name, tensor in (("length", length), ("first", first)):
         if tensor is not None and tensor.device != query.device:
             raise ValueError(
-                f"query {tuple(query.shape)} is on {query.device}, but {name} {tuple(tensor.shape)} is on {tensor.device}"
+                f"query {tuple(query.shape)} is on {query.device}, "
+                f"but {name} {tuple(tensor.shape)} is on {tensor.device}"
             )
     return implementation("cached_attention_step", query.device)(
         query, key, value, key_cache, value_cache, length, first
@@ -456,17 +459,20 @@ def _check_step(query: Tensor, key: Tensor, value: Tensor, key_cache: Tensor, va
     )
     if not fits or (*shapes[3][:2], shapes[3][3]) != shapes[0] or shapes[3][2] < 1 or shapes[0][2] < 1:
         raise ValueError(
-            f"query, key, value must be [B, heads, head_dim] and the caches [B, heads, L, head_dim], got {', '.join(map(str, shapes))}"
+            "query, key, value must be [B, heads, head_dim] and the caches [B, heads, L, head_dim], "
+            f"got {', '.join(map(str, shapes))}"
         )
     names = ("query", "key", "value", "key_cache", "value_cache")
     for name, tensor in zip(names, (query, key, value, key_cache, value_cache), strict=True):
         if tensor.dtype != query.dtype or tensor.device != query.device:
             raise ValueError(
-                f"query {shapes[0]} is {query.dtype} on {query.device}, but {name} {tuple(tensor.shape)} is {tensor.dtype} on {tensor.device}"
+                f"query {shapes[0]} is {query.dtype} on {query.device}, "
+                f"but {name} {tuple(tensor.shape)} is {tensor.dtype} on {tensor.device}"
             )
         if tensor.requires_grad and torch.is_grad_enabled():
             raise ValueError(
-                f"{name} {tuple(tensor.shape)} asks for a gradient, which a step with a cache has not: call it under torch.no_grad()"
+                f"{name} {tuple(tensor.shape)} asks for a gradient, which a step with a cache has not: "
+                "call it under torch.no_grad()"
             )
     if not query.is_floating_point():
         raise ValueError(f"query {shapes[0]} must be floating, got {query.dtype}")
@@ -478,7 +484,8 @@ def _check_caches(key_cache: Tensor, value_cache: Tensor) -> None:
     for name, cache in (("key_cache", key_cache), ("value_cache", value_cache)):
         if any(size > 1 and stride == 0 for size, stride in zip(cache.shape, cache.stride(), strict=True)):
             raise ValueError(
-                f"{name} {shape} with strides {cache.stride()} is expanded: its entries share memory, and cannot be written apart"
+                f"{name} {shape} with strides {cache.stride()} is expanded: its entries share memory, "
+                "and cannot be written apart"
             )
     same = key_cache is value_cache
     if not torch.compiler.is_compiling() and type(key_cache) is type(value_cache) is Tensor and not key_cache.is_meta:

@@ -74,7 +74,8 @@ def _accumulate_dtype(logits: Tensor) -> torch.dtype:
 
 
 # --- kernels -----------------------------------------------------------------------------------------------------
-# A program holds a tile of rows; a row's classes lie in neighbouring threads, so that loads and stores are 16 bytes wide.
+# A program holds a tile of rows; a row's classes lie in neighbouring threads, so that loads and stores are 16 bytes
+# wide.
 
 ELEMENTS = (
     65_536 if launch.INTERPRETED else 2_048
@@ -390,9 +391,9 @@ def sample_categorical(logits: Tensor, uniform: Tensor | None, unimix: float) ->
     """Draws from categoricals whose softmax is mixed with the uniform distribution; straight-through gradient.
 
     probs = (1 - unimix) * softmax(logits) + unimix / K, computed in float32 (float64 for float64 logits). The class is
-    the smallest k with cumsum(probs)[k] > uniform, and the last possible one where rounding leaves none. The gradient of sample with
-    respect to logits is that of probs (in reverse mode, once). Logits that are NaN or +inf, or -inf throughout, give class 0 and NaN in their
-    row of sample.
+    the smallest k with cumsum(probs)[k] > uniform, and the last possible one where rounding leaves none. The gradient
+    of sample with respect to logits is that of probs (in reverse mode, once). Logits that are NaN or +inf, or -inf
+    throughout, give class 0 and NaN in their row of sample.
 
     Args:
         logits:  [..., S, K] floating.

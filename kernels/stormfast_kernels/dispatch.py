@@ -64,19 +64,21 @@ def backend(device: torch.device | str) -> str:
         return "triton"
     if choice == "triton":
         raise ValueError(
-            f"{VARIABLE}=triton, but the Triton kernels do not run on {device}: {trouble}; set {VARIABLE}=auto or reference"
+            f"{VARIABLE}=triton, but the Triton kernels do not run on {device}: {trouble}; "
+            f"set {VARIABLE}=auto or reference"
         )
     return "reference"
 
 
 @torch.compiler.assume_constant_result
 def why_not_triton(device: torch.device) -> str | None:
-    """Why the Triton kernels do not work on a device, or None where they do; found out once a device, on the first call."""
+    """Why the Triton kernels do not work on a device, or None where they do; found out once for each device."""
     key = str(device)
     if key not in _trouble:
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             raise ValueError(
-                f"the kernels must be tried before a CUDA graph is captured: call stormfast_kernels.backend('{device}') first"
+                "the kernels must be tried before a CUDA graph is captured: "
+                f"call stormfast_kernels.backend('{device}') first"
             )
         _trouble[key] = _find_trouble(device)
     return _trouble[key]
@@ -96,7 +98,7 @@ def _find_trouble(device: torch.device) -> str | None:
         needed, found = (".".join(map(str, c)) for c in (LEAST_CAPABILITY, capability))
         return f"they need compute capability {needed} or newer, and this GPU has {found}"
     try:
-        # Whatever the caller has switched on or off: gradients are part of the trial, and it must find the same at any time.
+        # Whatever the caller has switched on or off: gradients are part of the trial, and it must find the same.
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
             for trial in _trials:
                 trial(device)

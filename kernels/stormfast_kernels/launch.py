@@ -1,7 +1,7 @@
 """One launch of a Triton kernel as a value: to run it, or to compile it ahead of time for a GPU that is not here.
 
 Kernels are written so that Triton's interpreter gets them right as well: every load is upcast at once, arithmetic is
-float32, and only the store rounds (the interpreter computes bfloat16 on its bit patterns). Works with Triton 3.6 and 3.7.
+float32, and only the store rounds (the interpreter computes bfloat16 on its bit patterns). Works with Triton 3.6, 3.7.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""The cached attention step on both paths, the reference and the Triton kernel, against full causal attention in float64.
+"""The cached attention step on both paths, reference and Triton kernel, against full causal attention in float64.
 
 Without a CUDA device the kernel runs in Triton's interpreter, which truncates where it stores bfloat16 (a GPU rounds).
 """
@@ -53,7 +53,7 @@ def launches():
 
 
 def full_attention(query, key, value, first=None):
-    """Causal attention of [B, heads, T, head_dim] in float64, positions before first[b] unseen (its own token always seen)."""
+    """Causal attention of [B, heads, T, head_dim] in float64. Unseen: positions before first[b], but not the own token."""
     query, key, value = query.double(), key.double(), value.double()
     out = torch.zeros_like(query)
     for b in range(query.shape[0]):
@@ -479,7 +479,7 @@ def test_compiles_without_a_graph_break(backend, path):
 
 @pytest.mark.slow
 def test_batches_of_two_sizes_compile_with_dynamic_shapes(path):
-    """The second size makes torch compile again with symbolic sizes; each layer's caches are sliced inside the graph."""
+    """The second size makes torch compile with symbolic sizes; each layer's caches are sliced inside the graph."""
 
     def two_layers(x, caches, length, first):
         for layer in range(2):
@@ -517,16 +517,23 @@ from stormfast_kernels.attention import step_launch
 
 def cache(order, batch, heads, positions, head_dim):
     sizes = (batch, heads, positions, head_dim)
-    return torch.empty([sizes[d] for d in order], dtype=torch.bfloat16, device="meta").permute(*(order.index(d) for d in range(4)))
+    laid_out = torch.empty([sizes[d] for d in order], dtype=torch.bfloat16, device="meta")
+    return laid_out.permute(*(order.index(d) for d in range(4)))
 
 for order, sizes in (
-    [((0, 1, 2, 3), (1, 1, 1, 16)), ((0, 1, 2, 3), (1, 1, 40, 64)), ((2, 0, 1, 3), (8192, 16, 256, 128)), ((0, 1, 3, 2), (2, 3, 24, 64)),
-     ((0, 2, 3, 1), (2, 3, 24, 64)), ((1, 3, 2, 0), (2, 3, 24, 64))]
+    ((0, 1, 2, 3), (1, 1, 1, 16)),
+    ((0, 1, 2, 3), (1, 1, 40, 64)),
+    ((2, 0, 1, 3), (8192, 16, 256, 128)),
+    ((0, 1, 3, 2), (2, 3, 24, 64)),
+    ((0, 2, 3, 1), (2, 3, 24, 64)),
+    ((1, 3, 2, 0), (2, 3, 24, 64)),
 ):
     batch, heads, _, head_dim = sizes
-    token, number = torch.empty(batch, heads, head_dim, dtype=torch.bfloat16, device="meta"), torch.empty((), dtype=torch.int64, device="meta")
+    token = torch.empty(batch, heads, head_dim, dtype=torch.bfloat16, device="meta")
+    number = torch.empty((), dtype=torch.int64, device="meta")
     for first in (None, torch.empty(batch, dtype=torch.int64, device="meta")):
-        step_launch(token, token, token, cache(order, *sizes), cache(order, *sizes), number, first, token).compile_for(90)
+        caches = (cache(order, *sizes), cache(order, *sizes))
+        step_launch(token, token, token, *caches, number, first, token).compile_for(90)
 print("compiled")
 """
 

@@ -1,6 +1,6 @@
 """Sampling and log-probabilities on both paths, the reference and the Triton kernel, against float64 oracles.
 
-Tensors lie on the CPU: the kernel runs in Triton's interpreter, which truncates where it stores bfloat16 (a GPU rounds).
+Tensors are on the CPU: the kernel runs in Triton's interpreter, which truncates when it stores bfloat16 (a GPU rounds).
 Where Triton compiles, test_on_gpu.py shows the kernel, and here the reference alone runs.
 """
 

@@ -1,4 +1,4 @@
-"""The kernels compiled and run on a CUDA device, at the presets' sizes, against their references; in captured graphs too.
+"""The kernels on a CUDA device, at the presets' sizes, against their references; in captured graphs too.
 
 B sequences   H heads   S categoricals   K classes   L cache positions
 """
