@@ -41,7 +41,7 @@ bench-compare: $(INSTALLED)
 	$(BIN)/python bench/compare.py $(if $(REF),--against "$$REF") $(ARGS)
 
 results: $(INSTALLED)
-	$(BIN)/python bench/readme_tables.py $(ARGS)
+	$(BIN)/python -m bench.tables $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks

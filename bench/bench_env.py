@@ -1,4 +1,7 @@
-"""Environments: one step of all of them with random actions, by game, number and backend. They run on the CPU whatever --device says."""
+"""Environments: one step of all of them with random actions, by game, number and backend.
+
+They run on the CPU whatever --device says.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,17 +11,14 @@ import pytest
 import torch
 
 from bench.conftest import TimeRounds
-from bench.rounds import as_calls
+from bench.timing import as_calls
 from stormfast.envs import make_env
 from stormfast.envs.vector import VectorEnv
 from stormfast.errors import UserError
 from stormfast.settings import EnvConfig
 
-CASES = [
-    ("Catch", 1, "auto"),
-    ("Catch", 4, "auto"),
-    *(("Pong", num_envs, backend) for num_envs in (1, 4) for backend in ("ale", "envpool")),
-]
+PONG = [("Pong", num_envs, backend) for num_envs in (1, 4) for backend in ("ale", "envpool")]
+CASES = [("Catch", 1, "auto"), ("Catch", 4, "auto"), *PONG]
 WARMUP_STEPS = 100  # past the no-op starts
 
 

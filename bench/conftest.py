@@ -1,14 +1,19 @@
 """For all benches: the device they run on, how rounds are timed, and what the JSON says of the machine.
 
-python -m pytest bench                     # CPU, small sizes        make bench: the same, saved under bench/results/DEVICE/
-python -m pytest bench --device cuda       # the presets' sizes
-python -m pytest bench/bench_act.py bench/bench_step.py --preset storm --compile off
+    python -m pytest bench                     # CPU, small sizes
+    python -m pytest bench --device cuda --save            # the presets' sizes; saved under bench/results/DEVICE/
+    python -m pytest bench/bench_phases.py bench/bench_replay.py --preset storm --compile off
+
+A bench of a kernel runs once for each provider and each case of its device, which a marker lists:
+
+    @pytest.mark.cases(cpu=[...], cuda=[...])
+    def test_kernel(case, measure_kernel): ...
 """
 
+import functools
 import itertools
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,10 +22,12 @@ from typing import Any
 import pytest
 import torch
 
-from bench import table
+from bench import record_tables
 from bench.comparing.turns import Turns, join
-from bench.devices import ROOT, commit, describe, device_name, slug
-from bench.rounds import Timed, as_calls
+from bench.devices import commit, copy_bandwidth, describe, device_name, slug
+from bench.providers import PROVIDERS, KernelBench
+from bench.script import ROOT, check_writable
+from bench.timing import Timed, as_calls
 from bench.warm_step import WarmStep, warm_step
 from stormfast.device import keep_freed_memory, resolve_device
 from stormfast.errors import UserError
@@ -29,109 +36,87 @@ from stormfast.measure.peaks import Peaks, measure_peaks
 RECORDS = pytest.StashKey[list[dict[str, Any]]]()
 DEVICE = pytest.StashKey[torch.device]()
 TURNS = pytest.StashKey[Turns | None]()
-SAVE_AS = pytest.StashKey[Path | None]()
+RESULT = pytest.StashKey[Path | None]()
 PRESETS = {"cpu": ["cpu"], "cuda": ["storm", "fast"]}  # kind of device -> what is timed there by default
 ROUNDS = {"cuda": 30, "cpu": 15}
 WARMUP_ROUNDS = 3
+NO_TRITON = "Triton is timed on CUDA devices: on a CPU its interpreter runs, whose time means nothing"
 TimeRounds = Callable[[Timed], float | None]
 MeasurePhase = Callable[[str], None]
+MeasureKernel = Callable[[KernelBench], None]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("stormfast")
-    group.addoption(
-        "--device",
-        default="cpu",
-        help="what the benches run on: cpu (default, small sizes), cuda or cuda:N (the presets' sizes)",
-    )
+    group.addoption("--device", default="cpu", help="cpu (default, small sizes), cuda or cuda:N (the presets' sizes)")
     sizes = "sizes of the phases, may be given more than once; default storm and fast on CUDA, else cpu"
     group.addoption("--preset", action="append", choices=["storm", "fast", "cpu", "tiny"], help=sizes)
-    group.addoption(
-        "--compile",
-        default="auto",
-        choices=["auto", "off", "default", "graphs"],
-        help="of the phases, as of `stormfast train`",
-    )
+    modes = ["auto", "off", "default", "graphs"]
+    group.addoption("--compile", default="auto", choices=modes, help="of the phases, as of `stormfast train`")
     group.addoption("--rounds", type=int, help="timed rounds of each bench; default 30 on CUDA, else 15")
     group.addoption("--save", action="store_true", help="write the results to bench/results/DEVICE/DATE-COMMIT.json")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "cases(cpu, cuda): what a bench runs with on each kind of device")
     config.option.benchmark_quiet = True  # its table shows rounds of many calls; ours shows calls
     config.stash[RECORDS] = []
     try:
         config.stash[DEVICE] = resolve_device(config.getoption("--device"))
         config.stash[TURNS] = join()
-        if config.getoption("--save"):
-            choose_file(config)
+        if (rounds := config.getoption("--rounds")) is not None and rounds < 1:
+            raise UserError(f"--rounds must be at least 1, got {rounds}")
+        config.stash[RESULT] = path = result_file(config)
     except UserError as error:
         raise pytest.UsageError(str(error)) from None
-    if (rounds := config.getoption("--rounds")) is not None and rounds < 1:
-        raise pytest.UsageError(f"--rounds must be at least 1, got {rounds}")
-    config.stash[SAVE_AS] = path = config.getoption("benchmark_json")
     if path:
-        check_writable(path)
         config.option.benchmark_json = path.with_name(path.name + ".partial")  # renamed when it is whole
 
 
-def choose_file(config: pytest.Config) -> None:
-    """Raises: UserError."""
-    if config.getoption("benchmark_json"):
+def result_file(config: pytest.Config) -> Path | None:
+    """Where the results go, checked to be writable before anything is timed. Raises: UserError."""
+    path, save = config.getoption("benchmark_json"), config.getoption("--save")
+    if save and path:
         raise UserError("--save chooses the file itself; give it or --benchmark-json, not both")
-    config.option.benchmark_json = path = result_path(config.stash[DEVICE])
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--save must be able to make {path.parent}: {error.strerror}") from None
+    if save:
+        path = new_result(config.stash[DEVICE])
+    if path:
+        check_writable("--save" if save else "--benchmark-json", path, make=save)
+    return path
 
 
-def result_path(device: torch.device) -> Path:
-    """Of a file that is not there yet: an earlier run stays. Raises: UserError where the commit cannot be told."""
+def new_result(device: torch.device) -> Path:
+    """bench/results/DEVICE/DATE-COMMIT.json, numbered where there are earlier ones. Raises: UserError."""
     head, dirty = commit()
-    stem = (
-        ROOT
-        / "bench"
-        / "results"
-        / slug(device_name(device))
-        / f"{time.strftime('%Y-%m-%d')}-{head}{'-dirty' if dirty else ''}"
-    )
-    names = (
-        stem.with_name(f"{stem.name}{suffix}.json")
-        for suffix in itertools.chain([""], (f"-{n}" for n in itertools.count(2)))
-    )
-    return next(path for path in names if not path.exists())
-
-
-def check_writable(path: Path) -> None:
-    """Refuses now what pytest-benchmark would fail to write after all has been timed."""
-    try:
-        if path.exists() and not path.is_file():
-            raise pytest.UsageError(f"--benchmark-json must be a file, got {path}")
-        with tempfile.TemporaryFile(dir=path.parent):  # access rights do not tell: root has them everywhere
-            pass
-    except OSError as error:
-        raise pytest.UsageError(
-            f"--benchmark-json must lie in a directory that can be written, got {path}: {error.strerror}"
-        ) from None
+    name = f"{time.strftime('%Y-%m-%d')}-{head}{'-dirty' if dirty else ''}"
+    folder = ROOT / "bench" / "results" / slug(device_name(device))
+    suffixes = itertools.chain([""], (f"-{n}" for n in itertools.count(2)))
+    return next(path for suffix in suffixes if not (path := folder / f"{name}{suffix}.json").exists())
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Keeps what pytest-benchmark has written by now; with --save not of a run that was interrupted, which no later one is to be compared with."""
+    """Keeps what pytest-benchmark has written by now; of an interrupted session nothing."""
     partial = session.config.option.benchmark_json
-    if not partial or not partial.exists():
-        return
-    if exitstatus == pytest.ExitCode.INTERRUPTED and session.config.getoption("--save"):
-        partial.unlink()
-    else:
-        os.replace(partial, session.config.stash[SAVE_AS])
+    if partial and partial.exists():
+        if exitstatus == pytest.ExitCode.INTERRUPTED:
+            partial.unlink()
+        else:
+            os.replace(partial, session.config.stash[RESULT])
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    kind = metafunc.config.stash[DEVICE].type
     if "preset" in metafunc.fixturenames:
-        config = metafunc.config
-        metafunc.parametrize(
-            "preset", config.getoption("--preset") or PRESETS[config.stash[DEVICE].type], scope="session"
-        )
+        presets = metafunc.config.getoption("--preset") or PRESETS[kind]
+        metafunc.parametrize("preset", presets, scope="session")
+    if marker := metafunc.definition.get_closest_marker("cases"):
+        absent = pytest.mark.skip(reason=NO_TRITON) if kind == "cpu" else ()
+        providers = [pytest.param(name, marks=absent if name == "triton" else ()) for name in PROVIDERS]
+        metafunc.parametrize("case", marker.kwargs[kind], ids=str)
+        metafunc.parametrize("provider", providers, indirect=True)
+
+
+# --- fixtures ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")
@@ -145,8 +130,15 @@ def device(pytestconfig: pytest.Config) -> torch.device:
 
 
 @pytest.fixture(scope="session")
-def peaks(device: torch.device) -> Peaks:
-    return measure_peaks(device)
+def peaks(device: torch.device) -> Callable[[], Peaks]:
+    """Measured when first asked for: it takes seconds, and --benchmark-disable never asks."""
+    return functools.cache(lambda: measure_peaks(device))
+
+
+@pytest.fixture(scope="session")
+def copy_rate(device: torch.device) -> Callable[[], float]:
+    """Bytes a second of a large copy, measured when first asked for."""
+    return functools.cache(lambda: copy_bandwidth(device))
 
 
 @pytest.fixture(scope="session")
@@ -160,7 +152,7 @@ def step(preset: str, device: torch.device, pytestconfig: pytest.Config) -> Iter
 
 @pytest.fixture
 def time_rounds(benchmark: Any, request: pytest.FixtureRequest) -> TimeRounds:
-    """Times rounds, keeps in extra_info what a call took, and returns it in seconds; None under --benchmark-disable."""
+    """Times rounds, records what a call took and returns it in seconds; None under --benchmark-disable."""
     config = request.config
     device, turns, item = config.stash[DEVICE], config.stash[TURNS], request.node
 
@@ -171,12 +163,8 @@ def time_rounds(benchmark: Any, request: pytest.FixtureRequest) -> TimeRounds:
             if turns is not None:
                 turns.wait(item.name, request.session.items.index(item), next(rounds))
 
-        benchmark.pedantic(
-            timed.run,
-            setup=take_turn,
-            rounds=config.getoption("--rounds") or ROUNDS[device.type],
-            warmup_rounds=WARMUP_ROUNDS,
-        )
+        num_rounds = config.getoption("--rounds") or ROUNDS[device.type]
+        benchmark.pedantic(timed.run, setup=take_turn, rounds=num_rounds, warmup_rounds=WARMUP_ROUNDS)
         if not benchmark.enabled:  # everything ran once
             return None
         seconds = benchmark.stats["median"] / timed.calls
@@ -196,29 +184,55 @@ def time_rounds(benchmark: Any, request: pytest.FixtureRequest) -> TimeRounds:
 
 @pytest.fixture
 def measure_phase(
-    benchmark: Any, step: WarmStep, peaks: Peaks, device: torch.device, time_rounds: TimeRounds
+    benchmark: Any, step: WarmStep, peaks: Callable[[], Peaks], device: torch.device, time_rounds: TimeRounds
 ) -> MeasurePhase:
-    """Times a phase of a step by its name, and keeps its work and its share of what the device can do."""
+    """Times a phase of a step by its name, and records its work and its share of what the device can do."""
 
     def run(name: str) -> None:
         took = time_rounds(as_calls(step.phases[name], device))
         if took is not None:
-            benchmark.extra_info.update(step.about(), phase=name, **step.work(name, took, peaks))
+            benchmark.extra_info.update(step.about(), phase=name, **step.work(name, took, peaks()))
 
     return run
 
 
+@pytest.fixture
+def measure_kernel(
+    benchmark: Any, provider: str, device: torch.device, copy_rate: Callable[[], float], time_rounds: TimeRounds
+) -> MeasureKernel:
+    """Times a kernel by the provider of the test, and records its rates beside that of a copy."""
+
+    def run(bench: KernelBench) -> None:
+        timed, about = bench.prepare(provider, device)
+        took = time_rounds(timed)
+        if took is not None:
+            moved, flops = bench.work.bytes / took, bench.work.flops / took
+            about |= {"bytes_per_second": moved, "flops_per_second": flops, "copy_bytes_per_second": copy_rate()}
+            benchmark.extra_info.update(about, fraction_of_copy_bandwidth=moved / copy_rate())
+
+    return run
+
+
+@pytest.fixture
+def provider(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Its name; the public functions follow it."""
+    monkeypatch.setenv("STORMFAST_KERNELS", "triton" if request.param == "triton" else "reference")
+    return request.param
+
+
+# --- results -----------------------------------------------------------------------------------------------------
+
+
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
     machine_info.pop("node", None)  # the host's name is nobody's business
-    arguments = [argument for argument in config.invocation_params.args if not argument.startswith("--benchmark-json")]
-    machine_info.update(
-        describe(config.stash[DEVICE]), command=" ".join(["python -m pytest", *arguments]), load=os.getloadavg()[0]
-    )
+    words = [word for word in config.invocation_params.args if not word.startswith("--benchmark-json")]
+    command = " ".join(["python -m pytest", *words])
+    machine_info.update(describe(config.stash[DEVICE]), command=command, load=os.getloadavg()[0])
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if records := config.stash[RECORDS]:
         terminalreporter.section("medians of one call (interquartile range)")
-        terminalreporter.write_line(table.markdown(records))
-    if (path := config.stash[SAVE_AS]) and path.exists() and records:
-        terminalreporter.write_line(f"\nwritten to {path}")
+        terminalreporter.write_line(record_tables.of_records(records))
+        if (path := config.stash[RESULT]) and path.exists():
+            terminalreporter.write_line(f"\nwritten to {path}")

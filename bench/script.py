@@ -1,4 +1,4 @@
-"""What scripts have in common: mistakes are one line on stderr and status 2, files are written whole, a reader may leave."""
+"""What scripts have in common: arguments, errors of one line, files written whole, provenance."""
 
 import argparse
 import os
@@ -12,6 +12,9 @@ from typing import Any, NoReturn
 
 from stormfast.errors import UserError
 from stormfast.runs.directory import write_whole
+from stormfast.runs.provenance import commit
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 class Parser(argparse.ArgumentParser):
@@ -105,9 +108,12 @@ def written(path: Path, data: bytes) -> None:
 
 
 def provenance(script: str, words: Sequence[str] | None) -> dict[str, Any]:
-    """Commit, date and command of a result. script: as from the root; words: the arguments, None for those of this process. Loads torch."""
-    from bench.devices import commit
+    """Commit, date and command of a result.
 
+    Args:
+        script: the command that runs it, as from the root of the repository.
+        words: its arguments; None for those of this process.
+    """
     head, dirty = commit()
-    command = shlex.join([script, *(sys.argv[1:] if words is None else words)])
+    command = shlex.join([*script.split(), *(sys.argv[1:] if words is None else words)])
     return {"commit": head, "dirty": dirty, "date": time.strftime("%Y-%m-%d"), "command": command}

@@ -1,4 +1,4 @@
-"""What a compiled kernel takes of a GPU that need not be here: registers, shared memory, spills, instructions, occupancy."""
+"""What a compiled kernel needs of a GPU: registers, shared memory, spills, instructions, occupancy."""
 
 import re
 import subprocess
@@ -9,7 +9,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Gpu:
-    """Limits of a compute capability. Source: CUDA C++ Programming Guide, technical specifications per compute capability."""
+    """Limits of a compute capability.
+
+    Source: CUDA C++ Programming Guide, technical specifications per compute capability.
+    """
 
     name: str
     shared_per_program: int  # KiB, the most one thread block may ask for
@@ -53,7 +56,7 @@ def resident_warps(resources: Resources, num_warps: int, gpu: Gpu) -> int:
 
 
 def measure(compiled: Any, cuobjdump: str) -> Resources:
-    """Resources of what Launch.compile_for returned. Raises: RuntimeError when cuobjdump's answer has none of it."""
+    """Resources of what Launch.compile_for returned. Raises: RuntimeError when cuobjdump does not disassemble it."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
@@ -62,7 +65,7 @@ def measure(compiled: Any, cuobjdump: str) -> Resources:
     instructions = parse_sass(done.stdout)
     if usage is None or not instructions:
         raise RuntimeError(
-            f"{cuobjdump} should disassemble a kernel, but it returned {done.returncode} and said: {done.stderr.strip()[:300]}"
+            f"{cuobjdump} should disassemble a kernel, but it returned {done.returncode}: {done.stderr.strip()[:300]}"
         )
     return Resources(
         registers=int(usage[1]),
@@ -82,7 +85,7 @@ INSTRUCTION = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@!?\w+\s+)?([A-Z][\w.]*
 def parse_sass(text: str) -> list[str]:
     """Names of the instructions with their modifiers, LDG.E.128 for instance.
 
-    Left out is what never runs, since it comes and goes with alignment: NOPs, and the branch to itself that guards the end.
+    Left out is what never runs, and comes and goes with alignment: NOPs, and the branch to itself that guards the end.
     """
     found = INSTRUCTION.findall(text)
     return [

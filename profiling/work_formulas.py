@@ -13,6 +13,7 @@ B windows   T steps   N frames or tokens   S*K latent   D width   H horizon
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from bench.kernels.work import attention_work
 from work_kernels import (
     Kernel,
     attention,
@@ -35,7 +36,6 @@ from work_sizes import (
     world_model_parameters,
 )
 
-from bench.kernels.work import attention_work
 from stormfast.settings import TrainConfig
 
 ADAM = 28  # bytes a parameter: weight, gradient and two moments read, weight and moments written

@@ -10,10 +10,10 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
-
 from bench.kernels.timing import assert_same
 from bench.kernels.work import attention_work, gradient_work, log_probs_work, sample_work
+from torch import Tensor
+
 from bench.peers import kernel_peers as peers
 from bench.peers.side_by_side import CheckError
 from stormfast.settings import preset_config

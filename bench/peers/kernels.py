@@ -26,6 +26,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]  # so that it runs as a script
 
 from bench.grid import grid  # noqa: E402
 from bench.kernels.timing import num_sets, prepare  # noqa: E402
+
 from bench.peers import side_by_side  # noqa: E402
 from bench.peers.kernel_cases import OURS, Case, cases_of  # noqa: E402
 from bench.peers.side_by_side import CheckError, Row, compare, heading, over_text, take_turns  # noqa: E402

@@ -32,6 +32,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]  # so that it runs as a script, on this checkout
 
 from bench.grid import grid  # noqa: E402
+
 from bench.peers import side_by_side  # noqa: E402
 from bench.peers.side_by_side import CheckError, Row, compare, heading, over_text, take_turns  # noqa: E402
 from bench.peers.sizes import NUM_ACTIONS, Sizes, sizes_of  # noqa: E402

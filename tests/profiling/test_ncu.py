@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-import kernel_cases
 import pytest
 
+from bench import kernel_cases
 from stormfast_kernels import launch
 from tests.conftest import ROOT
 from tests.profiling.fake_tool import LABEL, FakeTool, is_one_line
@@ -58,7 +58,7 @@ def test_numbers_are_decimal(ncu: FakeTool) -> None:
 
 def test_it_knows_the_kernels_that_training_launches(ncu: FakeTool) -> None:
     assert launch.triton is not None
-    names = {case.kernel for preset in kernel_cases.PRESETS for case in kernel_cases.cases(preset)}
+    names = {case.kernel for preset in kernel_cases.PRESETS for case in kernel_cases.preset_cases(preset)}
     for name in names:
         assert ncu(name).status == 0
     assert is_one_line(ncu(), 2, f"needs the name of a kernel, one of {' '.join(sorted(names))}")

@@ -1,0 +1,146 @@
+"""The documents' tables: what the committed results say, and nothing without its device, commit and command."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import record_tables, tables
+from tests.conftest import ROOT
+
+Main = Callable[..., int]
+
+
+@pytest.fixture
+def main(monkeypatch: pytest.MonkeyPatch) -> Main:
+    def run(*arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["tables", *arguments])
+        return tables.main()
+
+    return run
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A document with every table, and the committed results, in a repository of their own."""
+    shutil.copytree(ROOT / "bench" / "results", tmp_path / "bench" / "results")
+    shutil.copy(ROOT / "bench" / "counts.json", tmp_path / "bench")
+    blocks = [f"{name}:\n<!-- results: {name} -->\n<!-- end of results -->\n" for name in tables.TABLES]
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "speed.md").write_text("\n".join(blocks))
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    return tmp_path
+
+
+def change(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def test_the_committed_documents_say_what_the_results_say(main: Main) -> None:
+    assert main("--check") == 0
+
+
+def test_tables_are_written_between_their_markers(repository: Path, main: Main) -> None:
+    document = repository / "docs" / "speed.md"
+    before = document.read_text()
+    assert main("--check") == 1 and document.read_text() == before
+    assert main() == 0 and main("--check") == 0
+    after = document.read_text()
+    assert after.count("<details>") == len(tables.TABLES)
+    change(next(repository.glob("bench/results/*/profile-storm.json")), step_ms=1234.5)
+    assert main("--check") == 1 and main() == 0
+    assert "| 1,234 |" in document.read_text() and "| 1,234 |" not in after
+    assert tables.BLOCK.sub("", after) == tables.BLOCK.sub("", before)
+
+
+def test_every_source_is_listed_below_its_table(repository: Path) -> None:
+    found = json.loads(next(repository.glob("bench/results/*/profile-storm.json")).read_text())
+    text = tables.TABLES["steps"]()
+    (row,) = [line for line in text.splitlines() if line.startswith("| storm | ")]
+    assert row.endswith(f"| {found['commit']} |") and found["device_name"] in row
+    assert f"commit {found['commit']}: `{found['command']}`" in text
+
+
+def test_only_the_last_result_of_a_device_is_shown(repository: Path) -> None:
+    folder = repository / "bench" / "results" / "some-gpu"
+    folder.mkdir()
+    record = {"bench": "agent", "preset": "storm", "seconds_iqr": 0.0, "launches": 3, "host_reads": 0}
+    machine = {"device": "Some GPU", "commit": "abc", "dirty": False, "command": "python -m pytest bench"}
+    for day, seconds in (("2026-01-02", 0.002), ("2026-01-01", 0.007)):
+        benchmarks = [{"extra_info": record | {"seconds": seconds}}, {"extra_info": {"bench": "env"}}]
+        content = {"machine_info": machine, "benchmarks": benchmarks, "datetime": f"{day}T00:00:00"}
+        (folder / f"{day}-abc.json").write_text(json.dumps(content))
+    rows = [line for line in tables.TABLES["benches"]().splitlines() if line.endswith("| Some GPU | abc |")]
+    assert rows == ["| agent | storm | 2 (0) | - | - | - | - | 3 | 0 | Some GPU | abc |"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("profile-storm.json", {"commit": None}),
+        ("profile-storm.json", {"commit": "unknown", "command": ""}),
+        ("profile-storm.json", {"commit": "abc", "dirty": True}),
+        ("profile-storm.json", []),
+        ("profile-storm.json", None),
+        ("learning-Catch-cpu.json", {"runs": [{"commands": []}], "device": "a", "commit": "b"}),
+        ("learning-Catch-cpu.json", {"runs": []}),
+        ("counts.json", {"counts": {}}),
+    ],
+)
+def test_a_result_without_its_source_or_of_another_shape_is_refused_in_one_line(
+    repository: Path, main: Main, name: str, content: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = next((repository / "bench").rglob(name))
+    old = json.loads(path.read_text())
+    path.write_text(json.dumps(old | content if isinstance(content, dict) else content))
+    assert main() == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and str(path) in err
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000, '{"machine_info": 1, "benchmarks": [3]}'])
+def test_what_is_no_result_is_not_printed(
+    text: str, tmp_path: Path, main: Main, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "wrong.json"
+    path.write_text(text)
+    assert main("--print", str(path)) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and str(path) in err
+
+
+def test_an_unknown_table_is_refused(repository: Path, main: Main, capsys: pytest.CaptureFixture[str]) -> None:
+    (repository / "README.md").write_text("<!-- results: sped -->\n<!-- end of results -->\n")
+    assert main() == 2
+    assert "'sped'" in capsys.readouterr().err
+
+
+def test_text_stays_in_its_cell() -> None:
+    rows = record_tables.markdown(["a", "b"], [["x|y", "u\nv"], ["x\\|y", ""]]).splitlines()
+    assert rows[2:] == ["| x\\|y | u v |", "| x\\|y |  |"]
+    assert record_tables.aligned(["a", "b"], [["long", "1"], ["c", "10"]]).splitlines() == [
+        "a      b",
+        "long   1",
+        "c     10",
+    ]
+
+
+def test_records_of_each_kind_have_their_table() -> None:
+    took = {"seconds": 0.0012, "seconds_iqr": 0.00003}
+    rates = {"flops": 2.5e9, "bytes": 3e6, "fraction_of_floor": 0.5, "fraction_of_peak_flops": 0.251}
+    kernel = {"kernel": "sample", "shape": "[2, 3]", "dtype": "float32", "timing": "CUDA graph", "seconds_iqr": 1e-7}
+    records: list[dict[str, Any]] = [
+        {"bench": "act", "phase": "refresh", "preset": "storm", **took, **rates, "launches": 12, "host_reads": 0},
+        {"bench": "env", "game": "Pong", "num_envs": 4, "env_backend": "ale", **took, "steps_per_second": 2000.4},
+        kernel | {"provider": "eager", "seconds": 60e-6, "fraction_of_copy_bandwidth": 0.11},
+        kernel | {"provider": "triton", "seconds": 10e-6, "fraction_of_copy_bandwidth": 0.68},
+    ]
+    phases, envs, kernels = record_tables.of_records(records).split("\n\n")
+    assert phases.splitlines()[2:] == ["| refresh | storm | 1.2 (0.03) | 2.5 | 3 | 50.0% | 25.1% | 12 | 0 |"]
+    assert envs.splitlines()[2:] == ["| Pong | 4 | ale | 1.2 (0.03) | 2,000 |"]
+    assert kernels.splitlines()[3] == "| sample | [2, 3] | float32 | triton | 10.0 (0.1) | 6.00x | 68% | CUDA graph |"
+    assert record_tables.of_records([]) == ""
