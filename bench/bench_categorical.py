@@ -105,21 +105,6 @@ def test_sample_with_log_probs_and_gradient(case: Logits, measure_kernel: Measur
 
 
 @sizes("prior-log-probs")
-@torch.no_grad()
-def test_log_probs(case: Logits, measure_kernel: MeasureKernel) -> None:
-    """Forward of the log-probabilities alone."""
-    measure_kernel(
-        case.bench(
-            "unimix_log_probs",
-            ["prior-log-probs"],
-            public=partial(unimix_log_probs, unimix=UNIMIX),
-            reference=partial(unimix_log_probs_reference, unimix=UNIMIX),
-            arguments=lambda generator: [(case.logits(generator),)],
-        )
-    )
-
-
-@sizes("prior-log-probs")
 def test_log_probs_and_gradient(case: Logits, measure_kernel: MeasureKernel) -> None:
     """Forward and backward of the log-probabilities: the prior in a world-model update."""
     measure_kernel(

@@ -15,6 +15,8 @@ import torch
 from bench import conftest
 from tests.conftest import ROOT
 
+KERNELS = ["sample_with_log_probs_and_gradient", "log_probs_and_gradient"]
+
 
 def bench(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", *arguments]
@@ -31,7 +33,7 @@ def test_every_bench_runs(kernels: str) -> None:
 def test_a_result_names_its_machine_and_command_and_can_be_printed(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     files = [f"bench/bench_{name}.py" for name in ("replay", "env", "categorical")]
-    chosen = "append or Catch or (test_log_probs and eager)"
+    chosen = "append or Catch or (log_probs and eager)"
     done = bench(*files, "-k", chosen, "--preset", "tiny", "--rounds", "3", f"--benchmark-json={path}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert [file.name for file in tmp_path.iterdir()] == ["result.json"]
@@ -44,7 +46,7 @@ def test_a_result_names_its_machine_and_command_and_can_be_printed(tmp_path: Pat
     for found, record in zip(result["benchmarks"], records, strict=True):
         assert len(found["stats"]["data"]) == 3  # the rounds that warm up do not count
         assert record["seconds"] == pytest.approx(found["stats"]["median"] / record["calls"])
-    assert [record["bench"] for record in records] == ["append", "env", "env", "log_probs", "log_probs_and_gradient"]
+    assert [record["bench"] for record in records] == ["append", "env", "env", *KERNELS]
     assert records[0]["bytes"] % 12_304 == 0
     assert records[2]["steps_per_second"] == pytest.approx(4 / records[2]["seconds"])
     kernel = records[3]
@@ -56,7 +58,7 @@ def test_a_result_names_its_machine_and_command_and_can_be_printed(tmp_path: Pat
     command = [sys.executable, "-m", "bench.tables", "--print", str(path)]
     printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert machine["commit"] in printed and machine["command"] in printed
-    assert all(f"| {name} |" in printed for name in ("append", "Catch", "unimix_log_probs"))
+    assert all(f"| {name} |" in printed for name in ("append", "Catch", "unimix_log_probs, forward + backward"))
 
 
 def test_an_emulator_that_is_missing_is_skipped(tmp_path: Path) -> None:

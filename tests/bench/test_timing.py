@@ -1,7 +1,8 @@
-"""Rounds of calls, CUDA graphs by a fake, and outputs that must be alike before anything is timed."""
+"""Rounds of calls, CUDA graphs by a fake, and outputs that must be right before anything is timed."""
 
 import contextlib
 import time
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor
 
 from bench import timing
-from bench.providers import assert_same, assert_same_call
+from bench.kernel_cases import Work
+from bench.providers import KernelBench, assert_same
 
 CPU = torch.device("cpu")
 
@@ -104,23 +106,24 @@ def test_a_wrong_output_is_not_timed() -> None:
             assert_same((right, wrong), (right, right), tolerance=2e-3)
 
 
-def test_a_wrong_change_of_an_argument_is_not_timed() -> None:
+def test_a_provider_is_compared_with_the_reference_before_it_is_timed() -> None:
     def append(token: Tensor, cache: Tensor, position: int) -> Tensor:
-        cache[:, position] = token
-        return token * 2
+        cache[position] = token
+        return cache[: position + 1].sum(0)
 
-    def forgets(token: Tensor, cache: Tensor, position: int) -> Tensor:
-        return token * 2
+    def forget(token: Tensor, cache: Tensor, position: int) -> Tensor:
+        return cache[:position].sum(0) + token
 
-    def writes_elsewhere(token: Tensor, cache: Tensor, position: int) -> Tensor:
-        cache[:, position - 1] = token
-        return append(token, cache, position)
+    def arguments(generator: torch.Generator) -> list[tuple]:
+        cache = torch.randn(4, 5, generator=generator)
+        return [(torch.randn(5, generator=generator), cache, position) for position in (2, 3)]
 
-    rng = torch.Generator().manual_seed(0)
-    given = torch.randn(3, 5, generator=rng), torch.randn(3, 200, 5, generator=rng), 7
-    before = given[1].clone()
-    assert_same_call(append, append, given, tolerance=0)
-    assert torch.equal(given[1], before)
-    for wrong, right in ((forgets, append), (writes_elsewhere, append), (append, forgets)):
-        with pytest.raises(AssertionError, match="argument 1"):
-            assert_same_call(wrong, right, given, tolerance=0.5)
+    def bench(public: Callable[..., Tensor]) -> KernelBench:
+        return KernelBench("append", "[4, 5]", "float32", public, append, arguments, Work(0, 0))
+
+    timed, about = bench(append).prepare("eager", CPU)
+    assert timed.calls % 2 == 0 and about["triton_launches_per_call"] == 0
+    with pytest.raises(AssertionError, match="output 0"):
+        bench(forget).prepare("eager", CPU)
+    with pytest.raises(AssertionError, match="launched 0 Triton kernels"):
+        bench(append).prepare("triton", CPU)

@@ -53,7 +53,7 @@ def launches():
 
 
 def full_attention(query, key, value, first=None):
-    """Causal attention of [B, heads, T, head_dim] in float64. Unseen: positions before first[b], but not the own token."""
+    """Causal attention of [B, heads, T, head_dim] in float64. Unseen: positions before first[b], save the own token."""
     query, key, value = query.double(), key.double(), value.double()
     out = torch.zeros_like(query)
     for b in range(query.shape[0]):
