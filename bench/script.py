@@ -1,20 +1,21 @@
 """What scripts have in common: arguments, errors of one line, files written whole, provenance."""
 
 import argparse
-import os
 import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from stormfast.errors import UserError
+from stormfast.exit_status import exit_status
 from stormfast.runs.directory import write_whole
 from stormfast.runs.provenance import commit
 
 ROOT = Path(__file__).resolve().parents[1]
+status_of = exit_status  # how a script ends: one line on stderr for bad input
 
 
 class Parser(argparse.ArgumentParser):
@@ -29,49 +30,6 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """argparse prints its usage, many lines, and exits."""
         raise UserError(f"{message}; `{self.prog} --help` lists all arguments")
-
-
-def status_of(name: str, call: Callable[[], int]) -> int:
-    """What the call returns; 2 for a UserError and 130 for Ctrl-C, each told in one line.
-
-    141 where the reader of stdout left, as in `SCRIPT | head`, and 2 where stdout cannot be written.
-    """
-    try:
-        status = call()
-        sys.stdout.flush()
-    except UserError as error:
-        return _fail(name, error)
-    except KeyboardInterrupt:
-        print(f"{name}: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        _discard_stdout()
-        return 141
-    except OSError as error:
-        if _stdout_works():
-            raise
-        _discard_stdout()
-        return _fail(name, f"standard output cannot be written: {error.strerror or error}; send it elsewhere")
-    return status
-
-
-def _fail(name: str, error: object) -> int:
-    print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
-    return 2
-
-
-def _stdout_works() -> bool:
-    """False where it was stdout that failed: it then fails again."""
-    try:
-        print(flush=True)
-    except OSError:
-        return False
-    return True
-
-
-def _discard_stdout() -> None:
-    """The interpreter flushes once more at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def check_writable(option: str, path: Path, *endings: str, make: bool = False) -> None:
