@@ -1,24 +1,19 @@
-"""How fast is stormfast on this machine's CUDA GPU, does it work there, and what does it learn? All of it unattended, in two commands.
+"""Tests, benches, profiles and trains stormfast on this machine's GPU, unattended, as a table of jobs.
 
-    bench/gpu_suite.sh                                    # within ten minutes: tests, step profiles, kernels, memory, phases
-    bench/gpu_suite.sh --stages tests,profile             # some of it; rows of an earlier call on the same commit stay
-    bench/gpu_suite.sh train --game Pong                  # 100,000 steps of preset storm, then 100 episodes
-    bench/gpu_suite.sh train --game Pong --minutes 9      # as much of it as fits; exit status 3: call again to go on
-    bench/gpu_suite.sh --device cpu                       # the same suite on a CPU, at sizes that show that it works
-    bench/gpu_suite.sh --wheels FOLDER                    # with packages from a folder of wheels, where there is no network
+    bench/gpu_suite.sh                               # ten minutes; a second call goes on with what is missing
+    bench/gpu_suite.sh --jobs tests,profile-storm    # only these jobs, even if they have passed before
+    bench/gpu_suite.sh --device cpu                  # the same jobs at small sizes, to see that they work
+    while bench/gpu_suite.sh; [ $? -eq 3 ]; do :; done
 
-Writes bench/results/DEVICE/suite-DATE-COMMIT.json and .md, a row as soon as a stage ends; logs lie beside them, in logs/. A stage that
-fails or takes too long is a row with its reason, and the others go on; a stage that no longer fits, or that lacks a package, is left
-out and says so. Training adds its row to the same files; the run itself is under runs/suite.
+Each job has a time limit and a log of its own; where one fails, the later ones still run. Prints a table at the end,
+and writes OUT/DEVICE/suite-DATE-TIME-COMMIT.json whenever a job ends; logs and full outputs are in OUT/DEVICE/logs/.
+Ctrl-C stops the running job and keeps the results so far; a second Ctrl-C kills it.
 
-Exit status: 0; 1 where a stage failed; 2 for bad input, or where there is no such device; 3 where training is to go on; 128 + a signal
-that stopped it. STORMFAST_COMMIT=... says the commit where the tree came without its git history.
+Exit status: 0 every job has passed; 1 a job failed or reached its limit; 2 bad input, or no such device; 3 the time was
+up before the last job: call again; 128 + N after signal N. Set STORMFAST_COMMIT=... where the tree has no git history.
 """
 
-import argparse
-import contextlib
 import json
-import math
 import os
 import re
 import shlex
@@ -26,180 +21,282 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]  # of this checkout, whatever is installed
+from bench.grid import grid
+from bench.jobs import ROOT, Ended, last_lines, only_one, run
+from bench.script import Parser, status_of, written
+from stormfast.errors import UserError
+from stormfast.runs.processes import Signals
 
-try:
-    from bench.suite import wheels
-    from bench.suite.process import Signals
-    from bench.suite.record import LOGS, only_one, open_record, writable_folder
-    from bench.suite.run import Around, environment, log_line, run_stages
-    from bench.suite.stages import choose, plan
-    from bench.suite.training import Training, go_on
-    from stormfast.errors import UserError
-except ModuleNotFoundError as error:  # what torch needs is all that the suite itself needs
-    print(
-        f"gpu_suite: {sys.executable} must have torch and numpy, but: {error}; name another interpreter: PYTHON=...",
-        file=sys.stderr,
+LEAST = 20.0  # seconds of time left without which no job begins
+SAME = ("device", "commit", "dirty", "driver", "torch", "cuda", "triton")  # equal: a result can be continued
+UNFINISHED = 3  # exit status
+FAILED = ("failed", "timed out")  # statuses of a job; the others are passed, unfinished and missing
+PYTEST = "-m pytest -p no:cacheprovider --color=no --continue-on-collection-errors"
+CHANGE_RESULTS = (  # variables that a user may have set, and that change what is measured
+    "CUDA_LAUNCH_BLOCKING PYTEST_ADDOPTS STORMFAST_KERNELS TORCHDYNAMO_DISABLE TORCH_COMPILE_DISABLE TRITON_INTERPRET"
+)
+MACHINE = """
+import json, sys
+from bench.devices import describe, device_name, slug
+from stormfast.device import resolve_device
+device = resolve_device(sys.argv[1])
+print(json.dumps({"folder": slug(device_name(device)), **describe(device)}))
+"""
+
+
+# --- the jobs ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command of the suite. In braces: what table_of_jobs fills in, and {logs} and {out}, the folders of run_job."""
+
+    name: str  # with {preset}: a job for each preset
+    command: str  # of the Python interpreter; one that ends in --json prints what goes to logs/NAME.json
+    limit: float  # seconds; enough to compile everything
+    grace: float = 15.0  # seconds to end in, once it is told to stop
+    passes_with: tuple[int, ...] = (0,)  # exit statuses
+    saved_as: str = ""  # where the tables of results look for logs/NAME.json; {run} is DATE-TIME-COMMIT
+
+    @property
+    def is_pytest(self) -> bool:
+        return self.command.startswith(PYTEST)
+
+
+BENCHES = f"{PYTEST} bench --device {{device}} {{rounds}} --benchmark-json {{logs}}/benches.json"
+PROFILE = "-m stormfast profile --preset {preset} --game {game} --steps {steps} --device {device} --json"
+TRACE = "-m profiling.trace --preset {preset} --device {device} --out {logs}/trace.json.gz"
+LEARNING = (
+    "-m bench.learning --game Catch --preset {preset} {training} --device {device} --run-dir {logs}/runs --out {out}"
+)
+JOBS = (  # the most important first
+    Job(
+        "doctor", "-m stormfast doctor", 60, passes_with=(0, 1)
+    ),  # 1: a package is missing, but perhaps not for the suite
+    Job("tests", f"{PYTEST} {{tests}}", 300),
+    Job("profile-{preset}", PROFILE, 240, saved_as="profile-{preset}-{run}.json"),
+    Job("memory", "-m profiling.memory --preset {presets} {measure} --json", 120),
+    Job("benches", BENCHES, 300, saved_as="{run}.json"),
+    Job("roofline", "-m profiling.roofline --profile {logs}/profile-{preset}.json", 60),
+    Job("trace", TRACE, 180),
+    Job("kernel-report", "-m profiling.kernel_report --presets {preset}", 180),
+    Job("counts", "-m bench.counts --groups phases,compiled", 180),
+    Job("training", f"{LEARNING} --allow-dirty", 300, grace=60),  # it finishes a step, or compiling, and saves
+)
+ON_GPU = {"steps": "200", "rounds": "", "measure": "--measure", "training": "--steps 4500 --agent.entropy 3e-2"}
+ON_CPU = {"steps": "8", "rounds": "--rounds 2", "measure": "", "training": "--steps 200 --episodes 2"}
+
+
+def table_of_jobs(device: str) -> list[Job]:
+    """The jobs for a device, "cpu", "cuda" or "cuda:N": all of storm on a GPU, most of fast too; tiny on a CPU."""
+    presets = ["tiny"] if device == "cpu" else ["storm", "fast"]
+    words = ON_CPU | {"tests": "tests/test_returns.py", "game": "Catch"}
+    if device != "cpu":
+        words = ON_GPU | {"tests": gpu_tests(), "game": emulated_game()}
+    words |= {"device": device, "presets": " --preset ".join(presets), "logs": "{logs}", "out": "{out}", "run": "{run}"}
+
+    def filled(job: Job, preset: str) -> Job:
+        name, command, saved_as = (x.format(preset=preset, **words) for x in (job.name, job.command, job.saved_as))
+        return replace(job, name=name, command=command, saved_as=saved_as)
+
+    return [filled(job, preset) for job in JOBS for preset in (presets if "{preset}" in job.name else presets[:1])]
+
+
+def emulated_game() -> str:
+    """Pong where an Atari emulator is installed, else the built-in game."""
+    return "Pong" if find_spec("envpool") or (find_spec("ale_py") and find_spec("cv2")) else "Catch"
+
+
+def gpu_tests() -> str:
+    """Arguments of pytest. Only files that have such tests: others may need packages that are not installed."""
+    files = [path for path in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in path.read_text()]
+    return " ".join(["-m gpu", *(str(path.relative_to(ROOT)) for path in files)])
+
+
+def choose(jobs: list[Job], names: str | None) -> list[Job]:
+    """The jobs with these names, separated by commas; all where there are none. Raises: UserError."""
+    known = {job.name: job for job in jobs}
+    wanted = names.split(",") if names is not None else list(known)
+    for name in wanted:
+        if name not in known:
+            raise UserError(f"--jobs must be some of {','.join(known)}, got '{name}'")
+    return [known[name] for name in dict.fromkeys(wanted)]
+
+
+def run_job(job: Job, logs: Path, out: Path, seconds: float, signals: Signals) -> dict[str, Any]:
+    """Runs a job for at most `seconds`, its grace included. Returns its row of the result."""
+    log, output = logs / f"{job.name}.log", logs / f"{job.name}.json"
+    output.unlink(missing_ok=True)  # of an earlier call
+    limit = min(job.limit, seconds - job.grace)
+    command = job.command.replace("{logs}", shlex.quote(str(logs))).replace("{out}", shlex.quote(str(out)))
+    ended = run(
+        [sys.executable, *shlex.split(command)],
+        signals,
+        log=log,
+        output=output if job.command.endswith("--json") else None,
+        limit=limit,
+        grace=job.grace,
+        stop_with=signal.SIGINT if job.is_pytest else signal.SIGTERM,  # pytest then reports, and writes what it has
     )
-    sys.exit(2)
-
-MINUTES = 10.0  # of the suite, unless told otherwise
-PROBE_SECONDS = 120  # in which a machine says what it is
-RUNS = ROOT / "runs" / "suite"
-
-
-class Parser(argparse.ArgumentParser):
-    """Every mistake is one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"gpu_suite: {message}; see bench/gpu_suite.sh --help\n")
-
-
-def minutes(text: str) -> float:
-    with contextlib.suppress(ValueError):
-        if 0 < (value := float(text)) < math.inf:
-            return value
-    raise argparse.ArgumentTypeError(f"must be minutes above 0, as 9 or 2.5, got '{text}'")
-
-
-def device(text: str) -> str:
-    if re.fullmatch(r"cpu|cuda(:\d+)?", text):
-        return text
-    raise argparse.ArgumentTypeError(f"must be cuda, cuda:N (as cuda:1) or cpu, got '{text}'")
-
-
-def whole(least: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        with contextlib.suppress(ValueError):
-            if (value := int(text)) >= least:
-                return value
-        raise argparse.ArgumentTypeError(f"must be a whole number, {least} or more, got '{text}'")
-
-    return parse
-
-
-def add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", type=device, default="cuda", help="cuda (default), cuda:N, or cpu")
-    parser.add_argument(
-        "--wheels", type=Path, metavar="FOLDER", help="install its *.whl for the suite alone, without a network"
-    )
-    parser.add_argument(
-        "--results",
-        type=Path,
-        default=ROOT / "bench" / "results",
-        metavar="FOLDER",
-        help="where results go; default bench/results",
-    )
-
-
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    about, _, more = (__doc__ or "").partition("\n")
-    looks = {
-        "description": about,
-        "epilog": more,
-        "formatter_class": argparse.RawDescriptionHelpFormatter,
-        "allow_abbrev": False,
-    }
-    if arguments and arguments[0] == "train":
-        parser = Parser(prog="bench/gpu_suite.sh train", **looks)
-        parser.add_argument("--game", required=True, help="one of `stormfast games`")
-        parser.add_argument("--preset", default="storm", help="default storm")
-        parser.add_argument("--seed", type=whole(0), default=0, help="default 0")
-        parser.add_argument("--steps", type=whole(1), default=100_000, help="environment steps; default 100,000")
-        parser.add_argument("--episodes", type=whole(1), default=100, help="to evaluate with; default 100")
-        parser.add_argument(
-            "--minutes", type=minutes, default=math.inf, help="stop, saved, within this time; default none"
-        )
-        parser.add_argument(
-            "--run-dir",
-            type=Path,
-            help="default runs/suite/GAME-PRESET-seedN; what else is given goes to `stormfast train`",
-        )
-        add_common(parser)
-        options, options.more = parser.parse_known_args(arguments[1:])
-        return options
-    parser = Parser(prog="bench/gpu_suite.sh", **looks)
-    parser.add_argument("--minutes", type=minutes, default=MINUTES, help="for all of it; default 10")
-    parser.add_argument("--stages", help="only these, as tests,profile-storm; default all")
-    parser.add_argument("--game", help="to profile with; default Pong, or Catch where no emulator is installed")
-    parser.add_argument("--steps", type=whole(1), help="environment steps to profile; default 200 on CUDA, 20 on a CPU")
-    add_common(parser)
-    return parser.parse_args(arguments)
-
-
-def probe(device: str, around: dict[str, str]) -> dict[str, Any]:
-    """What the machine says of itself, in a process that then ends. Raises: UserError where it has no such device, or lacks torch."""
-    command = [sys.executable, str(ROOT / "bench" / "suite" / "machine.py"), device]
     try:
-        done = subprocess.run(command, env=around, capture_output=True, text=True, check=False, timeout=PROBE_SECONDS)
-    except subprocess.TimeoutExpired:
-        raise UserError(f"device {device} did not answer within {PROBE_SECONDS} s") from None
+        result, problem = read_result(job, log, output), ""
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        result, problem = {}, f"its output cannot be used: {error}"
+    status, reason = outcome(job, ended, limit, problem or "".join(last_lines(log, 1)), failed=bool(problem))
+    row = {"job": job.name, "status": status, "reason": reason, "seconds": round(ended.seconds, 1)}
+    row |= {"date": time.strftime("%Y-%m-%d %H:%M"), "command": f"python {job.command}"}
+    return row | {"log": str(log.relative_to(logs.parents[1]))} | ({"result": result} if result else {})
+
+
+def read_result(job: Job, log: Path, output: Path) -> dict[str, Any]:
+    """What the result keeps of a job's log and JSON. Raises: ValueError where no test ran, and what parsing raises."""
+    result: dict[str, Any] = json.loads(output.read_text()) if output.exists() else {}
+    for phase in result.get("phases", {}).values():  # of a profile: long lists, which the file in logs/ has
+        phase.pop("operators", None)
+    if job.is_pytest:
+        result = {"records": [bench["extra_info"] for bench in result.get("benchmarks", [])]}
+        lines = last_lines(log, 1000)
+        result |= {name: int(n) for n, name in re.findall(r"(\d+) (passed|failed|error|skipped)", lines[-1])}
+        result["failures"] = [line for line in lines if line.startswith(("FAILED ", "ERROR "))][:20]
+        if not {"passed", "failed", "error"} & result.keys():
+            raise ValueError(f"no test ran, {result.get('skipped', 0)} were skipped")
+    return result
+
+
+def outcome(job: Job, ended: Ended, limit: float, last_line: str, failed: bool) -> tuple[str, str]:
+    """A job's status, and why it did not pass."""
+    if ended.code in job.passes_with and not failed:
+        return "passed", ""
+    if ended.interrupted:
+        return "unfinished", "interrupted"
+    if ended.timed_out and limit < job.limit:
+        return "unfinished", f"the suite's time was up after {limit:.0f} s"
+    if ended.timed_out:
+        return "timed out", f"stopped at its limit of {limit:.0f} s"
+    how = f"killed by {signal.Signals(-ended.code).name}" if ended.code < 0 else f"exit status {ended.code}"
+    return "failed", f"{how}: {last_line}"
+
+
+# --- the result ----------------------------------------------------------------------------------------------------
+
+
+def describe_machine(device: str) -> dict[str, Any]:
+    """Device, commit and versions, and the folder of its results. Raises: UserError where there is no such device.
+
+    It asks another process, so that the suite itself holds no GPU memory.
+    """
+    command = [sys.executable, "-c", MACHINE, device]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
-        lines = done.stderr.strip().splitlines()
-        raise UserError(lines[-1] if lines else f"{shlex.join(command)} ended with {done.returncode}")
-    return json.loads(done.stdout.splitlines()[-1])
+        raise UserError(done.stderr.strip().rpartition("\n")[2].removeprefix("stormfast.errors.UserError: "))
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
 
 
-def suite(options: argparse.Namespace, arguments: Sequence[str], started: float) -> int:
+def open_result(folder: Path, machine: dict[str, Any], again: bool) -> tuple[Path, dict[str, dict[str, Any]]]:
+    """The newest result of this machine and commit, or a new one. Returns: path, rows by job. Raises: UserError."""
+    for path in sorted(folder.glob("suite-*.json"), key=lambda path: path.stat().st_mtime, reverse=True):
+        try:
+            document = json.loads(path.read_text())
+            if not again and all(document["machine"].get(name) == machine.get(name) for name in SAME):
+                return path, {row["job"]: row for row in document["jobs"]}
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise UserError(f"{path} must be a result of the suite, but {error!r}; move it away") from None
+    commit = machine["commit"] + ("-dirty" if machine["dirty"] else "")
+    return folder / f"suite-{time.strftime('%Y-%m-%d-%H%M%S')}-{commit}.json", {}
+
+
+def save(path: Path, document: dict[str, Any]) -> None:
+    """Writes the result, without the paths of this machine. Raises: UserError."""
+    text = json.dumps(document, indent=1, allow_nan=False)
+    for place, name in ((f"{ROOT}/", ""), (sys.prefix, "PYTHON"), (str(Path.home()), "~")):
+        text = text.replace(place, name) if len(place) > 1 else text
+    written(path, (text + "\n").encode())
+
+
+def summary(jobs: Sequence[Job], rows: dict[str, dict[str, Any]]) -> str:
+    """The table that is printed at the end."""
+    shown = [rows[job.name] for job in jobs]
+    cells = [[row["job"], row["status"], str(row.get("seconds", "-")), "; ".join(facts(row))] for row in shown]
+    return grid(["job", "status", "seconds", ""], cells)
+
+
+def facts(row: dict[str, Any]) -> Iterator[str]:
+    """Why a job did not pass, and what its result says in a few words."""
+    result = row.get("result", {})
+    if row.get("reason"):
+        yield row["reason"]
+    yield from (f"{result[name]} {name}" for name in ("passed", "failed", "error", "skipped") if name in result)
+    if "step_ms" in result:
+        yield f"{result['step_ms']:.3g} ms a step, {result['fraction_of_floor']:.0%} of the floor"
+    yield from (f"{found['preset']} {found['bytes']['total'] / 1e9:.2f} GB" for found in result.get("presets", ()))
+
+
+def suite(arguments: Sequence[str]) -> int:
     """Raises: UserError."""
-    site, given = packages(options)
-    machine = probe(options.device, given)
-    is_training = hasattr(options, "run_dir")
+    deadline = time.monotonic() + 60 * (options := parse(arguments)).minutes
+    for name in CHANGE_RESULTS.split():
+        os.environ.pop(name, None)
+    os.environ |= {"COLUMNS": "200", "PYTHONUNBUFFERED": "1"}
+    jobs = choose(table_of_jobs(options.device), options.jobs)
+    machine = describe_machine(options.device)
+    out = options.out.resolve()
+    folder = out / machine.pop("folder")
     try:
-        stages = [] if is_training else choose(plan(options.device, options.steps, options.game), options.stages)
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    folder = writable_folder(options.results.resolve() / machine.pop("slug"))
-    busy = f"another suite, or a stage that outlived one, runs on this device: it holds {folder / LOGS / 'lock'}; wait until it has ended"
-    with (
-        Signals() as signals,
-        only_one(folder / LOGS / "lock", busy) as lock,
-    ):  # two on one device would time each other
-        record = open_record(folder, machine, fresh=not is_training and options.stages is None, site=site)
-        record.document["command"] = shlex.join(["bench/gpu_suite.sh", *arguments])
-        around = Around(given, signals, started + 60 * options.minutes, (lock,))
-        if is_training:
-            status = go_on(training(options), record, around)
-        else:
-            status = run_stages(stages, record, around)
-    log_line(f"{record.path}\n{record.path.with_suffix('.md')}")
-    return status
+        (folder / "logs").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out must be a folder that can be written, but {folder}: {error.strerror}") from None
+    busy = f"another suite runs on this device: it holds {folder}/logs/lock; wait until it has ended"
+    with Signals() as signals, only_one(folder / "logs" / "lock", busy):
+        path, earlier = open_result(folder, machine, options.again)
+        rows = {job.name: {"job": job.name, "status": "missing"} for job in jobs} | earlier
+        logs = folder / "logs" / path.stem
+        logs.mkdir(exist_ok=True)
+        todo = [job for job in jobs if options.jobs or rows[job.name]["status"] != "passed"]
+        todo.sort(key=lambda job: rows[job.name]["status"] in FAILED)  # what is missing goes first
+        on = f"{machine['device']}, commit {machine['commit']}"
+        print(f"{on}: {len(todo)} of {len(jobs)} jobs to run; logs in {logs}", flush=True)
+        for job in todo:
+            seconds = deadline - time.monotonic()
+            if signals.caught or seconds < job.grace + LEAST:
+                break
+            print(f"{job.name}: at most {min(job.limit, seconds - job.grace):.0f} s ...", flush=True)
+            rows[job.name] = run_job(job, logs, out, seconds, signals)
+            command = shlex.join(["bench/gpu_suite.sh", *arguments])
+            save(path, {"machine": machine, "command": command, "jobs": list(rows.values())})
+            if job.saved_as and rows[job.name]["status"] == "passed" and not machine["dirty"]:
+                name = job.saved_as.format(run=path.stem.removeprefix("suite-"))
+                written(folder / name, (logs / f"{job.name}.json").read_bytes())
+            print(f"{job.name}: {rows[job.name]['status']} after {rows[job.name]['seconds']:.0f} s", flush=True)
+    print(f"\n{summary(jobs, rows)}\n\n{path}")
+    if signals.first:
+        print(f"stopped by {signal.Signals(signals.first).name}; the same command goes on with what is missing")
+        return 128 + signals.first
+    statuses = {rows[job.name]["status"] for job in jobs}
+    return UNFINISHED if statuses - {"passed", *FAILED} else int(statuses != {"passed"})
 
 
-def packages(options: argparse.Namespace) -> tuple[Path | None, dict[str, str]]:
-    """The folder of installed wheels, if any, and the environment of every stage. Raises: UserError."""
-    given = environment(os.environ)
-    if options.wheels is None:
-        return None, given
-    site = wheels.install(options.wheels.resolve(), RUNS)
-    wheels.use(site)
-    return site, wheels.sourced(options.wheels.resolve(), site, given)
-
-
-def training(options: argparse.Namespace) -> Training:
-    run_dir = (options.run_dir or RUNS / f"{options.game}-{options.preset}-seed{options.seed}").resolve()
-    asked = (options.game, options.preset, options.seed, options.steps, options.episodes)
-    return Training(*asked, run_dir, options.device, tuple(options.more))
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    started = time.monotonic()
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    options = parse(given)
-    try:
-        return suite(options, given, started)
-    except UserError as error:
-        print(f"gpu_suite: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:  # before it began, or after it ended: meanwhile signals are noted
-        print("gpu_suite: interrupted", file=sys.stderr)
-        return 128 + signal.SIGINT
+def parse(arguments: Sequence[str]) -> Any:
+    """Raises: UserError."""
+    parser = Parser(__doc__)
+    parser.add_argument("--device", default="cuda", help="cuda (default), cuda:N, or cpu")
+    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results", metavar="DIR", help="folder of results")
+    parser.add_argument("--minutes", type=float, default=10.0, help="for this call; default 10")
+    parser.add_argument("--jobs", metavar="NAME,...", help="only these, in this order, even if they have passed before")
+    parser.add_argument("--again", action="store_true", help="begin a new result, although there is one to go on with")
+    options = parser.parse_args(arguments)
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", options.device):
+        raise UserError(f"--device must be cuda, cuda:N or cpu, got '{options.device}'")
+    if not 0 < options.minutes < 1e6:
+        raise UserError(f"--minutes must be above 0, got {options.minutes}")
+    return options
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status_of("gpu_suite", lambda: suite(sys.argv[1:])))

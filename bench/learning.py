@@ -1,169 +1,188 @@
-"""Does it learn? Trains a preset on a game from the command line, scores agent and random policy alike, and keeps the evidence.
+"""Does it learn? Trains games x seeds, scores the agent and a random policy on the same games, and writes the evidence.
 
-    .venv/bin/python bench/learning.py --game Assault --seeds 0
+    python -m bench.learning --game Catch --seeds 3 --steps 4500 --agent.entropy 3e-2
+    python -m bench.learning --game Pong,Breakout --preset storm --seeds 5 --device cuda
+    python -m bench.learning --game Catch --steps 4500 --compile off --out eager --plot --beside RESULT.json
 
-Each seed is a new run under runs/learning. Writes bench/results/DEVICE/learning-GAME-PRESET.json (commands, seeds, curves, scores,
-machine, commit) and a picture of the curves, over those of the last call. Arguments it does not know go to `stormfast train`.
+Writes OUT/DEVICE/learning-GAME-PRESET.json for each game: commands, learning curves, scores, machine and commit. --plot
+draws the curves beside it, and with --beside those of other results too. Ctrl-C or SIGTERM has the runs saved; the same
+command then goes on. Arguments not listed below go to `stormfast train`. A checkout with changes is refused, because a
+score names the commit that it comes from.
 """
 
 import argparse
+import io
 import json
 import platform
-import subprocess
+import shlex
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT)]  # so that it runs as a script, on this checkout
+from bench.devices import commit, device_name, slug
+from bench.jobs import ROOT, only_one, run
+from bench.script import Parser, check_writable, status_of, written
+from stormfast.device import resolve_device
+from stormfast.errors import UserError
+from stormfast.runs.checkpoint import DIRECTORY
+from stormfast.runs.manifest import MANIFEST, read_manifest
+from stormfast.runs.processes import Signals
 
-from bench import devices  # noqa: E402
-
-RESULTS = ROOT / "bench" / "results"
-OURS = ("--seed", "--run-dir", "--resume")  # arguments of `stormfast train` that this script gives itself
-
-
-def commit() -> str:
-    """The commit checked out, with -dirty where files other than the results differ from it; empty outside git."""
-    head, dirty = devices.commit()
-    return "" if dirty is None else head + "-dirty" * dirty
-
-
-def stormfast(*arguments: str) -> tuple[str, float]:
-    """Runs the command as a user would, from the root of the repository. Returns the command line and its wall-clock seconds."""
-    command = [sys.executable, "-m", "stormfast", *arguments]
-    started = time.monotonic()
-    subprocess.run(command, check=True, cwd=ROOT)
-    return " ".join(["stormfast", *arguments]), time.monotonic() - started
+PANELS = {  # metrics that are drawn
+    "episode_return": "return",
+    "world_model/reconstruction": "reconstruction loss",
+    "world_model/dynamics_kl": "KL",
+    "agent/entropy": "entropy",
+}
+CURVE = ("step", "seconds", "episodes", "world_model/total", *PANELS)  # metrics that a result keeps
 
 
-def learn(game: str, seed: int, run: str, train_flags: list[str], episodes: int) -> dict[str, Any]:
-    """Trains one seed into `run`, relative to the root, then plays `episodes` with the agent and with the random policy, on the same games."""
-    trained, wall_seconds = stormfast("train", "--game", game, "--seed", str(seed), "--run-dir", run, *train_flags)
-    evaluated, _ = stormfast("evaluate", run, "--episodes", str(episodes))
-    compared, _ = stormfast("evaluate", run, "--episodes", str(episodes), "--policy", "random")
-    run_dir = ROOT / run
-    (agent_file,) = run_dir.glob("evaluation-[0-9]*.json")
-    agent, random = (json.loads(path.read_text()) for path in (agent_file, run_dir / "evaluation-random.json"))
+def stormfast(arguments: Sequence[str], signals: Signals) -> None:
+    """Runs the command as a user would. Raises: SystemExit with its status where it failed or was stopped."""
+    ended = run([sys.executable, "-m", "stormfast", *arguments], signals)
+    if signals.first:
+        print("learning: stopped; the same command goes on", file=sys.stderr)
+        raise SystemExit(128 + signals.first)
+    if ended.code:  # the command has printed why
+        raise SystemExit(ended.code if ended.code > 0 else 128 - ended.code)
+
+
+def train(options: argparse.Namespace, runs: Sequence[Path], signals: Signals) -> list[str]:
+    """Trains all runs to their last step. Returns: the command that begins them."""
+    for run_dir in runs:
+        if run_dir.exists() and not (run_dir / DIRECTORY / MANIFEST).exists():  # killed before its first checkpoint
+            run_dir.rename(run_dir.with_name(f"{run_dir.name}-unsaved-{time.strftime('%Y%m%d-%H%M%S')}"))
+    where = runs[0].parent if len(runs) > 1 else runs[0]
+    command = ["train", "--game", options.game, "--preset", options.preset, "--seeds", str(options.seeds)]
+    command += ["--run-dir", str(where), "--device", options.device, *options.train_flags]
+    stormfast([*command, *(["--resume"] if any(run_dir.exists() for run_dir in runs) else [])], signals)
+    return command
+
+
+def evaluate(options: argparse.Namespace, run_dir: Path, policy: str, signals: Signals) -> tuple[Any, list[str]]:
+    """Scores a run's agent or the random policy, unless that was done before. Returns: the score, and the command."""
+    command = ["evaluate", str(run_dir), "--policy", policy, "--episodes", str(options.episodes)]
+    command += ["--device", options.device]
+    path = run_dir / f"evaluation-{read_manifest(run_dir / DIRECTORY).step if policy == 'agent' else policy}.json"
+    if not path.exists() or len(json.loads(path.read_text())["episode_returns"]) != options.episodes:
+        stormfast(command, signals)
+    return json.loads(path.read_text()), command
+
+
+def describe(run_dir: Path, agent: Any, random: Any) -> dict[str, Any]:
+    """What the result keeps of a run."""
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    kept = (
-        "step",
-        "seconds",
-        "episodes",
-        "episode_return",
-        "world_model/total",
-        "world_model/dynamics_kl",
-        "agent/entropy",
-    )
     apart = agent["return"]["mean"] - random["return"]["mean"]
     error = (agent["return"]["standard_error"] ** 2 + random["return"]["standard_error"] ** 2) ** 0.5
+    config = json.loads((run_dir / "config.json").read_text()) | {"run_dir": None}
     return {
-        "seed": seed,
-        "commands": [trained, evaluated, compared],
-        "seconds": lines[-1]["seconds"],  # of the training loop alone
-        "wall_seconds": round(wall_seconds, 1),  # of the whole command: imports, building and the last save too
+        "seed": config["seed"],
+        "seconds": lines[-1]["seconds"],  # of the training loop
         "steps": agent["step"],
         "agent": agent["return"] | {"episode_returns": agent["episode_returns"]},
         "random": random["return"] | {"episode_returns": random["episode_returns"]},
         "standard_errors_above_random": apart / error if error else None,
-        "config": json.loads((run_dir / "config.json").read_text()),
-        "curve": [{name: line[name] for name in kept if name in line} for line in lines],
-        "commit_at_end": commit(),  # evaluation ran the code as it was by then
+        "config": config,
+        "curve": [{name: line[name] for name in CURVE if name in line} for line in lines],
     }
 
 
-def draw(result: dict[str, Any], path: Path) -> None:
-    """Training returns against minutes, with the random policy's mean and the final score of each seed."""
+def draw(results: Sequence[dict[str, Any]]) -> bytes:
+    """Curves over environment steps as PNG: a colour for each run, a line style for each result."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
-    for run in result["runs"]:
-        points = [line for line in run["curve"] if "episode_return" in line]
-        minutes, returns = [line["seconds"] / 60 for line in points], [line["episode_return"] for line in points]
-        (drawn,) = axes.plot(minutes, returns, label=f"seed {run['seed']}, training episodes", alpha=0.6)
-        end, agent, label = run["seconds"] / 60, run["agent"], f"seed {run['seed']}, evaluated (standard error)"
-        axes.errorbar(
-            end, agent["mean"], agent["standard_error"], fmt="o", capsize=3, color=drawn.get_color(), label=label
-        )
-    axes.axhline(result["runs"][0]["random"]["mean"], color="grey", linestyle="--", label="random policy")
-    axes.set(
-        xlabel="minutes of training",
-        ylabel="episode return",
-        title=f"{result['game']}, preset {result['preset']}\n{result['device']}",
-    )
-    axes.legend(fontsize=8)
-    figure.savefig(path, dpi=110)
+    figure, axes = pyplot.subplots(1, len(PANELS), figsize=(4.5 * len(PANELS), 3.6), layout="constrained")
+    for result, style in zip(results, ("-", "--", ":", "-."), strict=False):
+        for k, one in enumerate(result["runs"]):
+            label = f"{result['preset']}, seed {one['seed']}, {one['seconds'] / 60:.0f} min, {result['commit'][:7]}"
+            for axis, (name, title) in zip(axes, PANELS.items(), strict=True):
+                points = [(line["step"], line[name]) for line in one["curve"] if name in line]
+                axis.plot([step for step, _ in points], [y for _, y in points], style, color=f"C{k}", label=label)
+                axis.set(xlabel="environment steps", title=title)
+            mean, error = one["agent"]["mean"], one["agent"]["standard_error"]  # of the evaluation
+            axes[0].errorbar(one["steps"], mean, error, fmt="o", capsize=3, color=f"C{k}")
+        axes[0].axhline(result["runs"][0]["random"]["mean"], color="grey", linestyle=style, label="random policy")
+    axes[0].legend(fontsize=7)
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=110)
     pyplot.close(figure)
+    return image.getvalue()
 
 
-def arguments() -> tuple[argparse.Namespace, list[str]]:
-    """This script's arguments, checked, and those for `stormfast train`."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("--game", required=True)
-    parser.add_argument("--preset", default="cpu")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--episodes", type=int, default=30, help="to evaluate with, 2 at least (default: 30)")
-    parser.add_argument(
-        "--allow-dirty", action="store_true", help="run although the working tree differs from its commit"
-    )
-    known, train_flags = parser.parse_known_args()
-    if known.episodes < 2:
-        parser.error(f"--episodes must be >= 2, for a standard error, got {known.episodes}")
-    for flag in train_flags:
-        name, _, value = flag.partition("=")
-        if name.replace("_", "-") in OURS:
-            parser.error(f"{name} is given by this script; leave it out (--seeds says which seeds)")
-        if Path(value or name).is_absolute():
-            parser.error(
-                f"results must name no path of this machine, got {flag}; give it relative to the root of the repository"
-            )
-    if not commit():
-        parser.exit(2, "Results name the commit they come from, but this is no git checkout; clone the repository.\n")
-    if commit().endswith("-dirty") and not known.allow_dirty:
-        parser.exit(
-            2,
-            "Results name the commit they come from, but the working tree has changes; commit them, or add --allow-dirty.\n",
-        )
-    return known, train_flags
-
-
-def main() -> int:
-    known, train_flags = arguments()
-    result: dict[str, Any] = {
-        "game": known.game,
-        "preset": known.preset,
-        "device": devices.device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "commit": commit(),
-        "date": time.strftime("%Y-%m-%d"),
-        "runs": [],
-    }
-    folder = RESULTS / devices.slug(result["device"])
-    folder.mkdir(parents=True, exist_ok=True)
-    stem = folder / f"learning-{known.game}-{known.preset}"
-    started = time.strftime("%Y%m%d-%H%M%S")
-    for seed in known.seeds:
-        run = f"runs/learning/{known.game}-{known.preset}-{seed}-{started}"
-        result["runs"].append(learn(known.game, seed, run, ["--preset", known.preset, *train_flags], known.episodes))
-        stem.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
-        draw(result, stem.with_suffix(".png"))
-    for run in result["runs"]:
-        apart = run["standard_errors_above_random"]
-        distance = "no spread" if apart is None else f"{apart:.1f} standard errors apart"
-        print(
-            f"seed {run['seed']}: agent {run['agent']['mean']:.2f}, random {run['random']['mean']:.2f}, {distance}, {run['seconds'] / 60:.1f} min"
-        )
+def learn(options: argparse.Namespace, head: str) -> int:
+    """Trains, evaluates and writes. Raises: UserError; SystemExit with the status of a command that failed."""
+    group: Path = options.run_dir
+    runs = {game: [group / f"{game}-seed{k}" for k in range(options.seeds)] for game in options.game.split(",")}
+    group.mkdir(parents=True, exist_ok=True)
+    with Signals() as signals, only_one(group / ".lock", f"another process trains in {group}; wait until it has ended"):
+        trained = train(options, [run_dir for of_game in runs.values() for run_dir in of_game], signals)
+        device = device_name(resolve_device(options.device))
+        about = {"preset": options.preset, "device": device, "torch": torch.__version__, "commit": head}
+        about |= {"python": platform.python_version(), "date": time.strftime("%Y-%m-%d")}
+        for game, run_dirs in runs.items():
+            result: dict[str, Any] = {"game": game, **about, "runs": []}
+            for run_dir in run_dirs:
+                (agent, by_agent), (random, by_random) = (
+                    evaluate(options, run_dir, policy, signals) for policy in ("agent", "random")
+                )
+                commands = [shlex.join(["stormfast", *command]) for command in (trained, by_agent, by_random)]
+                commands = [command.replace(str(group), f"runs/learning/{group.name}") for command in commands]
+                result["runs"].append({"commands": commands, **describe(run_dir, agent, random)})
+                scores = f"agent {agent['return']['mean']:.2f}, random policy {random['return']['mean']:.2f}"
+                print(f"{run_dir.name}: {scores}, {agent['step']:,} steps", flush=True)
+            path = options.out / slug(device) / f"learning-{game}-{options.preset}.json"
+            check_writable("--out", path, make=True)
+            written(path, (json.dumps(result, indent=1) + "\n").encode())
+            if options.plot or options.beside:
+                written(path.with_suffix(".png"), draw([result, *options.beside]))
+            print(path)
     return 0
 
 
+def earlier(path: str) -> Any:
+    """A result that this script wrote. Raises: argparse.ArgumentTypeError."""
+    try:
+        return json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"must be a result of bench.learning, got {path}: {error}") from None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Raises: UserError."""
+    parser = Parser(__doc__)
+    parser.add_argument("--game", required=True, metavar="NAME,...", help="one or more of `stormfast games`")
+    parser.add_argument("--preset", default="cpu", help="default cpu")
+    parser.add_argument("--seeds", type=int, default=1, help="runs of each game, seeds 0, 1, ...; default 1")
+    parser.add_argument("--episodes", type=int, default=30, help="of each evaluation; default 30")
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
+    parser.add_argument("--run-dir", type=Path, help="of all runs; default runs/learning/PRESET-COMMIT")
+    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results", metavar="DIR", help="folder of results")
+    parser.add_argument("--plot", action="store_true", help="draw the curves, too; needs matplotlib")
+    parser.add_argument("--beside", type=earlier, nargs="+", default=[], metavar="RESULT.json", help="draw these, too")
+    parser.add_argument("--allow-dirty", action="store_true", help="train although the checkout has changes")
+    options, train_flags = parser.parse_known_args(arguments)
+    options.train_flags = train_flags
+    for name in train_flags:
+        if name.partition("=")[0] in ("--seed", "--resume"):
+            raise UserError(f"{name} cannot be given: seeds begin at 0, and a run that is there is resumed")
+    if options.seeds < 1 or options.episodes < 2:
+        raise UserError(f"--seeds must be >= 1 and --episodes >= 2, got {options.seeds} and {options.episodes}")
+    head, dirty = commit()
+    if head == "unknown":
+        raise UserError("results name their commit, but this is no git checkout; clone it, or set STORMFAST_COMMIT")
+    if dirty and not options.allow_dirty:
+        raise UserError("results name their commit, but the checkout has changes; commit them, or add --allow-dirty")
+    head += "-dirty" if dirty else ""
+    options.run_dir = (options.run_dir or ROOT / "runs" / "learning" / f"{options.preset}-{head}").resolve()
+    return learn(options, head)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status_of("learning", main))

@@ -1,229 +1,218 @@
-"""The suite as a user calls it: bad input, the wrapper, and the whole of it on a CPU."""
+"""The GPU suite: its jobs, what it makes of theirs, how it goes on, and how it is started."""
 
-import contextlib
 import json
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import zipfile
+from importlib.util import find_spec
 from pathlib import Path
-from subprocess import PIPE
+from typing import Any
 
 import pytest
-import torch
 
 from bench import gpu_suite
-from bench.suite.record import only_one
+from bench.gpu_suite import PYTEST, Job
+from bench.script import status_of
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = ROOT / "bench" / "gpu_suite.sh"
-MACHINE = {
-    "slug": "fake",
-    "device": "Fake",
-    "commit": "abc",
-    "dirty": False,
-    "torch": "2",
-    "cuda": None,
-    "triton": None,
-    "python": "3",
-    "threads": 1,
-}
+SKIPPED = "import pytest\n@pytest.mark.skip\ndef test_one(): pass\n"
+MACHINE = {"device": "Fake", "folder": "fake", "commit": "abc", "dirty": False}
 
 
-def shell(*arguments: str, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
-    given = os.environ | {"PYTHON": sys.executable} | env
-    return subprocess.run(
-        ["bash", str(SCRIPT), *arguments], cwd=cwd, env=given, capture_output=True, text=True, check=False
-    )
+def python(code: str) -> str:
+    return f"-c {shlex.quote(code)}"
 
 
-def main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """In this process, on a machine that is not asked."""
-    monkeypatch.setattr(gpu_suite, "probe", lambda device, around: dict(MACHINE))
-    return gpu_suite.main(arguments)
+@pytest.fixture
+def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Runs the suite with other jobs on a machine that is not asked. Returns: its status, and its rows by job."""
+    monkeypatch.setattr(gpu_suite, "describe_machine", lambda device: dict(MACHINE))
+
+    def call(jobs: list[Job], *arguments: str) -> tuple[int, dict[str, Any]]:
+        monkeypatch.setattr(gpu_suite, "table_of_jobs", lambda device: jobs)
+        status = gpu_suite.suite(["--out", str(tmp_path), *arguments])
+        path = max(tmp_path.glob("fake/suite-*.json"), key=lambda path: path.stat().st_mtime)
+        return status, {row["job"]: row for row in json.loads(path.read_text())["jobs"]}
+
+    return call
+
+
+def test_later_jobs_run_whatever_becomes_of_earlier_ones(suite: Any, tmp_path: Path, capsys: Any) -> None:
+    profile = json.dumps({"step_ms": 2.0, "fraction_of_floor": 0.5})
+    jobs = [
+        Job("breaks", python("import sys; sys.exit('it broke')"), 60),
+        Job("hangs", python("import time; time.sleep(60)"), 1, grace=1),
+        Job("garbage", python("print(3)") + " --json", 60),
+        Job("works", python(f"print({profile!r})") + " --json", 60, saved_as="w-{run}.json"),
+    ]
+    status, rows = suite(jobs)
+    assert status == 1
+    assert [row["status"] for row in rows.values()] == ["failed", "timed out", "failed", "passed"]
+    assert "it broke" in rows["breaks"]["reason"] and (tmp_path / "fake" / rows["breaks"]["log"]).read_text()
+    assert rows["works"]["result"]["step_ms"] == 2.0 and rows["works"]["command"].startswith("python -c ")
+    (path,) = tmp_path.glob("fake/suite-*.json")
+    document = json.loads(path.read_text())
+    assert document["machine"]["commit"] == "abc" and document["command"].startswith("bench/gpu_suite.sh --out")
+    (saved,) = tmp_path.glob("fake/w-*-abc.json")
+    assert json.loads(saved.read_text())["step_ms"] == 2.0
+    assert "2 ms a step, 50% of the floor" in capsys.readouterr().out
+
+
+def test_a_second_call_goes_on_with_what_is_missing(suite: Any, tmp_path: Path) -> None:
+    """`flaky` passes once its file is there; each job notes that it ran."""
+
+    def noting(name: str, more: str = "") -> str:
+        return python(f"import sys, pathlib; open({str(tmp_path / 'ran')!r}, 'a').write('{name} '); {more}")
+
+    flaky = f"sys.exit(not pathlib.Path({str(tmp_path / 'file')!r}).exists())"
+    jobs = [Job("flaky", noting("flaky", flaky), 60), Job("a", noting("a"), 60), Job("b", noting("b"), 60)]
+    assert suite(jobs, "--jobs", "a,flaky")[0] == 1
+    status, rows = suite(jobs)
+    assert status == 1 and rows["b"]["status"] == "passed"
+    (tmp_path / "file").write_text("")
+    assert suite(jobs)[0] == 0 and suite(jobs)[0] == 0
+    assert (tmp_path / "ran").read_text().split() == ["a", "flaky", "b", "flaky", "flaky"]
+    assert suite(jobs, "--jobs", "b")[0] == 0 and len(list(tmp_path.glob("fake/suite-*.json"))) == 1
+    time.sleep(1)  # a result's name has seconds
+    assert suite(jobs, "--again")[0] == 0 and len(list(tmp_path.glob("fake/suite-*.json"))) == 2
+
+
+def test_jobs_that_do_not_fit_in_the_time_are_for_the_next_call(suite: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_suite, "LEAST", 1.0)
+    sleep = python("import time; time.sleep(60)")
+    jobs = [Job("long", sleep, 60, grace=0.5), Job("next", sleep, 60, grace=0.5)]
+    status, rows = suite(jobs, "--minutes", "0.04")
+    assert status == 3 and (rows["long"]["status"], rows["next"]["status"]) == ("unfinished", "missing")
+
+
+def test_an_interrupt_stops_the_job_and_keeps_the_rest(suite: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    stop = python(f"import os, signal, time; os.kill({os.getpid()}, signal.SIGINT); time.sleep(60)")
+    jobs = [Job("done", python("pass"), 60), Job("stopped", stop, 60), Job("never", python("pass"), 60)]
+    status, rows = suite(jobs)
+    assert status == 130 and "stopped by SIGINT" in capsys.readouterr().out
+    assert [row["status"] for row in rows.values()] == ["passed", "unfinished", "missing"]
+
+
+@pytest.mark.parametrize(
+    ("tests", "status", "said"),
+    [
+        (SKIPPED, "failed", "no test ran, 1 were skipped"),
+        (SKIPPED + "def test_two(): pass", "passed", ""),
+        ("def test_one(): pass\ndef test_two(): assert False", "failed", "exit status 1: "),
+    ],
+)
+def test_tests_are_counted_and_must_run(tests: str, status: str, said: str, suite: Any, tmp_path: Path) -> None:
+    (tmp_path / "test_planted.py").write_text(tests)
+    _, rows = suite([Job("tests", f"{PYTEST} {shlex.quote(str(tmp_path / 'test_planted.py'))}", 120)])
+    row = rows["tests"]
+    assert row["status"] == status and said in row["reason"]
+    assert row.get("result", {"passed": 1})["passed"] == 1
+    assert ("result" in row and "test_two" in str(row["result"]["failures"])) == ("exit" in said)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda", "cuda:1"])
+def test_the_scripts_of_all_jobs_are_there(device: str) -> None:
+    jobs = {job.name: job for job in gpu_suite.table_of_jobs(device)}
+    presets = ["tiny"] if device == "cpu" else ["storm", "fast"]
+    assert {f"profile-{preset}" for preset in presets} <= jobs.keys()
+    for job in jobs.values():
+        words = job.command.split()
+        assert words[0] == "-m" and find_spec(words[1]), job
+        assert all((ROOT / word).exists() for word in words if word.endswith(".py")), job
+    assert (device == "cpu") != ("-m gpu tests/" in jobs["tests"].command)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--minutes", "0"], "--minutes: must be minutes above 0, as 9 or 2.5, got '0'"),
-        (["--minutes", "inf"], "above 0, as 9 or 2.5, got 'inf'"),
-        (["--minutes", "nan"], "above 0, as 9 or 2.5, got 'nan'"),
-        (["--minutes", "x"], "above 0, as 9 or 2.5, got 'x'"),
-        (["--steps", "-1"], "--steps: must be a whole number, 1 or more, got '-1'"),
-        (["--steps", "x"], "--steps: must be a whole number, 1 or more, got 'x'"),
-        (["--device", "tpu"], "--device: must be cuda, cuda:N (as cuda:1) or cpu, got 'tpu'"),
-        (["--device", "auto"], "cuda:N (as cuda:1) or cpu, got 'auto'"),
-        (["trian"], "unrecognized arguments: trian"),
-        (["--stage", "tests"], "unrecognized arguments: --stage tests"),
-        (["train"], "arguments are required: --game"),
-        (["train", "--game", "Pong", "--episodes", "0"], "--episodes: must be a whole number, 1 or more, got '0'"),
-        (["train", "--game", "Pong", "--seed", "-1"], "--seed: must be a whole number, 0 or more, got '-1'"),
+        ("--minutes 0", "--minutes must be above 0, got 0"),
+        ("--minutes x", "--minutes"),
+        ("--device tpu", "--device must be cuda, cuda:N or cpu, got 'tpu'"),
+        ("--jobs tests,profle", "--jobs must be some of doctor,tests,"),
+        ("trian", "unrecognized arguments: trian"),
+        ("--out README.md --device cpu", "--out must be a folder that can be written"),
+        ("--device cuda:77", "cuda:77"),
     ],
 )
-def test_a_mistake_is_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        gpu_suite.main(arguments)
+def test_bad_input_is_one_line(arguments: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of("gpu_suite", lambda: gpu_suite.suite(arguments.split())) == 2
     out, err = capsys.readouterr()
-    assert (stop.value.code, out, err.count("\n")) == (2, "", 1)
-    assert err.startswith("gpu_suite: ") and message in err
+    assert (out, err.count("\n")) == ("", 1) and err.startswith("gpu_suite: ") and message in err
 
 
-def test_what_cannot_be_had_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "file").write_text("")
-    (tmp_path / "fake" / "logs").mkdir(parents=True)
-    results = ["--results", str(tmp_path)]
-    for arguments, message in (
-        ([*results, "--stages", "tests,profle"], "--stages must be some of doctor,tests"),
-        (["--results", str(tmp_path / "file")], "give --results another"),
-        ([*results, "--wheels", str(tmp_path)], "--wheels must be a folder"),
-        (results, "another suite, or a stage that outlived one"),
-    ):
-        busy = only_one(tmp_path / "fake" / "logs" / "lock", "") if arguments == results else contextlib.nullcontext()
-        with busy:
-            assert main(monkeypatch, *arguments) == 2
-        out, err = capsys.readouterr()
-        assert (out, err.count("\n")) == ("", 1) and err.startswith("gpu_suite: ") and message in err, err
-    assert not list(tmp_path.glob("fake/*.json"))
+# --- bench/gpu_suite.sh --------------------------------------------------------------------------------------------
 
 
-def test_what_is_no_commit_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))  # no git is there
-    monkeypatch.setenv("STORMFAST_COMMIT", "../../x y")
-    assert gpu_suite.main(["--device", "cpu", "--results", str(tmp_path)]) == 2
-    out, err = capsys.readouterr()
-    assert (
-        (out, err.count("\n")) == ("", 1)
-        and err.startswith("gpu_suite: STORMFAST_COMMIT must be")
-        and "got '../../x y'" in err
-    )
-    assert not list(tmp_path.iterdir())
+def shell(root: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    given = os.environ | {"PYTHON": sys.executable, "PYTHONPATH": ""} | env
+    command = ["bash", "bench/gpu_suite.sh", *arguments]
+    return subprocess.run(command, cwd=root, env=given, capture_output=True, text=True, check=False)
 
 
-def test_ctrl_c_while_the_machine_is_asked_is_one_line(tmp_path: Path) -> None:
-    """As a terminal does it: the whole group gets it."""
-    code = "import pathlib, sys; from bench import gpu_suite; gpu_suite.ROOT = pathlib.Path('.'); sys.exit(gpu_suite.main(['--device', 'cpu']))"
-    (tmp_path / "bench" / "suite").mkdir(parents=True)
-    (tmp_path / "bench" / "suite" / "machine.py").write_text(
-        "import pathlib, time; pathlib.Path('asked').touch(); time.sleep(60)"
-    )
-    given = os.environ | {"PYTHONPATH": str(ROOT)}
-    suite = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=tmp_path, env=given, stdout=PIPE, stderr=PIPE, text=True, process_group=0
-    )
-    while not (tmp_path / "asked").exists() and suite.poll() is None:
-        time.sleep(0.02)
-    os.killpg(suite.pid, signal.SIGINT)
-    assert suite.communicate() == ("", "gpu_suite: interrupted\n") and suite.returncode == 130
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A tree with the script, and a suite that prints what it was given."""
+    root = tmp_path / "a tree"
+    (root / "bench").mkdir(parents=True)
+    shutil.copy(ROOT / "bench" / "gpu_suite.sh", root / "bench")
+    (root / "bench" / "__init__.py").write_text("")
+    (root / "bench" / "gpu_suite.py").write_text("import os, sys; print(sys.argv[1:], os.environ.get('ASSETS'))")
+    return root
 
 
-def test_training_takes_what_is_for_stormfast() -> None:
-    options = gpu_suite.parse(["train", "--game", "Pong", "--seed", "3", "--num-envs", "4", "--minutes", "9"])
-    run = gpu_suite.training(options)
-    assert run.run_dir == ROOT / "runs" / "suite" / "Pong-storm-seed3" and run.more == ("--num-envs", "4")
-    assert (run.steps, run.episodes, run.device, options.minutes) == (100_000, 100, "cuda", 9.0)
+def test_the_script_installs_wheels_for_the_suite_alone(root: Path) -> None:
+    folder = root / ".whl"
+    folder.mkdir()
+    with zipfile.ZipFile(folder / "planted-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("planted.py", "")
+        wheel.writestr("planted-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: planted\nVersion: 1.0\n")
+        wheel.writestr("planted-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr("planted-1.0.dist-info/RECORD", "")
+    (folder / "atari-env.sh").write_text('export ASSETS="$1/assets"\n')
+    for arguments in ((), ("--wheels", str(folder), "--jobs", "a b")):
+        done = shell(root, *arguments)
+        (site,) = (root / "runs" / "suite").iterdir()  # installed once
+        assert (site / "planted.py").exists()
+        assert done.stdout == f"{list(arguments[2:])} {site}/assets\n", done.stderr
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_without_a_gpu_is_one_line(tmp_path: Path) -> None:
-    done = shell("--results", "results", cwd=tmp_path)
+@pytest.mark.parametrize(
+    ("arguments", "env", "message"),
+    [
+        (["--wheels", "missing"], {}, "--wheels must be a folder, got missing"),
+        ([], {"PYTHON": "no-python"}, "there is no no-python"),
+        ([], {"PYTHON": "isolated"}, "lacks torch numpy"),
+    ],
+)
+def test_the_script_says_what_is_missing(arguments: list[str], env: dict[str, str], message: str, root: Path) -> None:
+    (root / "isolated").write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')  # -S: without site-packages
+    (root / "isolated").chmod(0o755)
+    path = f"{root}{os.pathsep}{os.environ['PATH']}"
+    done = shell(root, *arguments, PATH=path, **env)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
-    assert done.stderr.startswith("gpu_suite: device cuda was asked for, but torch")
-    assert not list(tmp_path.iterdir())
-
-
-def test_the_wrapper_takes_the_interpreter_it_is_given(tmp_path: Path) -> None:
-    done = shell(PYTHON=str(tmp_path / "no python"))
-    assert (
-        done.returncode == 2
-        and done.stderr == f"gpu_suite: there is no {tmp_path}/no python; name another interpreter: PYTHON=...\n"
-    )
-    (tmp_path / "a python").write_text('#!/bin/sh\nprintf "<%s>" "$@"\n')
-    (tmp_path / "a python").chmod(0o755)
-    done = shell("train", "--game", "a b", "*", "", cwd=tmp_path, PYTHON=str(tmp_path / "a python"))
-    assert done.stdout == f"<{ROOT}/bench/gpu_suite.py><train><--game><a b><*><>"
-    given = os.environ | {"PYTHON": "echo", "CDPATH": str(ROOT)}  # a CDPATH makes cd print
-    there = subprocess.run(
-        ["bash", "bench/gpu_suite.sh"], cwd=ROOT, env=given, capture_output=True, text=True, check=False
-    )
-    assert there.stdout == f"{ROOT}/bench/gpu_suite.py\n"
-
-
-def test_an_interpreter_without_torch_is_one_line(tmp_path: Path) -> None:
-    """-S: no site-packages, which is where torch is."""
-    (tmp_path / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')
-    (tmp_path / "python").chmod(0o755)
-    done = shell(PYTHON=str(tmp_path / "python"), PYTHONPATH="")
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "must have torch and numpy" in done.stderr
+    assert done.stderr.startswith("gpu_suite: ") and message in done.stderr
 
 
 @pytest.mark.slow
-def test_the_suite_on_a_cpu(tmp_path: Path) -> None:
-    """From another directory, in a tree that is said to be of a commit; each stage for real, then again what is asked for."""
-    some = ("--stages", "doctor,tests,profile,memory", "--game", "Catch", "--steps", "2")
-    done = shell("--device", "cpu", "--results", "results", *some, cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (path,) = tmp_path.glob("results/*/suite-*.json")
-    assert str(ROOT) not in path.read_text() and done.stdout.splitlines()[-2:] == [
-        str(path),
-        str(path.with_suffix(".md")),
-    ]
-    rows = {row["stage"]: row for row in json.loads(path.read_text())["stages"]}
-    assert {name: row["status"] for name, row in rows.items()} == dict.fromkeys(
-        ("doctor", "tests", "profile-tiny", "memory"), "passed"
-    )
-    assert rows["tests"]["result"]["skipped"] > 0 or torch.cuda.is_available()
-    assert rows["profile-tiny"]["result"]["step_ms"] > 0 and rows["memory"]["result"]["presets"][0]["preset"] == "tiny"
-    table = path.with_suffix(".md").read_text()
-    assert "| tiny | Catch, 1 x gymnasium | off" in table and "## Device memory" in table
-    done = shell(
-        "--device", "cpu", "--results", str(tmp_path / "results"), "--stages", "kernels,phases", "--minutes", "1"
-    )
-    rows = {row["stage"]: row for row in json.loads(path.read_text())["stages"]}
-    assert len(rows) == 6 and rows["memory"]["status"] == "passed"
-    assert {rows[name]["status"] for name in ("kernels", "phases")} <= {
-        "passed",
-        "timed out",
-        "left out",
-    }  # a minute may not do
-    assert rows["kernels"]["result"]["records"]
-
-
-@pytest.mark.slow
-def test_training_on_a_cpu(tmp_path: Path) -> None:
-    """Stopped in the midst by its time, then to its end."""
-    asked = (
-        "train",
-        "--game",
-        "Catch",
-        "--preset",
-        "tiny",
-        "--steps",
-        "300",
-        "--episodes",
-        "2",
-        "--device",
-        "cpu",
-        "--logging.every",
-        "10",
-    )
-    places = ("--results", str(tmp_path / "results"), "--run-dir", str(tmp_path / "run"))
-    done = shell(*asked, *places, "--minutes", "0.25")
-    assert done.returncode == 3, done.stdout + done.stderr
-    done = shell(*asked, *places)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (path,) = tmp_path.glob("results/*/suite-*.json")
-    (run,) = json.loads(path.read_text())["training"]
-    assert (run["status"], run["step"], run["evaluation"]["episodes"]) == ("finished", 300, 2)
-    assert len(run["calls"]) == 2 and 0 < run["calls"][0]["steps"][1] < 300 and run["ms_per_step"] > 0
-    assert (
-        shell(*asked, *places, "--world-model.width", "16").returncode == 0
-    )  # finished: nothing is asked of stormfast
-    done = shell(*asked, *places, "--steps", "310", "--world-model.width", "16")
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "A resumed run keeps its settings" in done.stderr
+def test_a_training_for_real_is_interrupted_and_goes_on(tmp_path: Path) -> None:
+    command = ["bash", "bench/gpu_suite.sh", "--device", "cpu", "--out", str(tmp_path), "--jobs", "training"]
+    given = {"cwd": ROOT, "env": os.environ | {"PYTHON": sys.executable}}
+    first = subprocess.Popen(command, **given)
+    while first.poll() is None and not any(path.read_text().count("\n") for path in tmp_path.rglob("metrics.jsonl")):
+        time.sleep(0.1)
+    first.send_signal(signal.SIGINT)
+    assert first.wait() == 130
+    (path,) = tmp_path.glob("*/suite-*.json")
+    assert [row["status"] for row in json.loads(path.read_text())["jobs"]] == ["unfinished"]
+    assert subprocess.run(command, check=False, **given).returncode == 0
+    assert [row["status"] for row in json.loads(path.read_text())["jobs"]] == ["passed"]
+    (learned,) = tmp_path.glob("*/learning-Catch-tiny.json")
+    (run,) = json.loads(learned.read_text())["runs"]
+    steps = [line["step"] for line in run["curve"]]
+    assert run["steps"] == steps[-1] == 200 and steps == sorted(set(steps)) and len(steps) > 1
+    assert str(ROOT) not in path.read_text() + learned.read_text() and str(tmp_path) not in learned.read_text()
