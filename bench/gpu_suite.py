@@ -31,7 +31,7 @@ from bench.grid import grid
 from bench.jobs import ROOT, Ended, last_lines, only_one, run
 from bench.script import Parser, status_of, written
 from stormfast.errors import UserError
-from stormfast.runs.processes import Signals
+from stormfast.runs.signals import SignalWatch
 
 LEAST = 20.0  # seconds of time left without which no job begins
 SAME = ("device", "commit", "dirty", "driver", "torch", "cuda", "triton")  # equal: a result can be continued
@@ -129,7 +129,7 @@ def choose(jobs: list[Job], names: str | None) -> list[Job]:
     return [known[name] for name in dict.fromkeys(wanted)]
 
 
-def run_job(job: Job, logs: Path, out: Path, seconds: float, signals: Signals) -> dict[str, Any]:
+def run_job(job: Job, logs: Path, out: Path, seconds: float, signals: SignalWatch) -> dict[str, Any]:
     """Runs a job for at most `seconds`, its grace included. Returns its row of the result."""
     log, output = logs / f"{job.name}.log", logs / f"{job.name}.json"
     output.unlink(missing_ok=True)  # of an earlier call
@@ -148,7 +148,9 @@ def run_job(job: Job, logs: Path, out: Path, seconds: float, signals: Signals) -
         result, problem = read_result(job, log, output), ""
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         result, problem = {}, f"its output cannot be used: {error}"
-    status, reason = outcome(job, ended, limit, problem or "".join(last_lines(log, 1)), failed=bool(problem))
+    status, reason = outcome(job, ended, limit, problem)
+    if status == "failed" and not reason:
+        reason = next(iter([*result.get("failures", []), *last_lines(log, 1)]), "it printed nothing")
     row = {"job": job.name, "status": status, "reason": reason, "seconds": round(ended.seconds, 1)}
     row |= {"date": time.strftime("%Y-%m-%d %H:%M"), "command": f"python {job.command}"}
     return row | {"log": str(log.relative_to(logs.parents[1]))} | ({"result": result} if result else {})
@@ -169,18 +171,17 @@ def read_result(job: Job, log: Path, output: Path) -> dict[str, Any]:
     return result
 
 
-def outcome(job: Job, ended: Ended, limit: float, last_line: str, failed: bool) -> tuple[str, str]:
-    """A job's status, and why it did not pass."""
-    if ended.code in job.passes_with and not failed:
-        return "passed", ""
+def outcome(job: Job, ended: Ended, limit: float, problem: str) -> tuple[str, str]:
+    """A job's status, and why it did not pass; "" where its log says why. problem: what is wrong with its output."""
+    if ended.code in job.passes_with:
+        return ("failed", problem) if problem else ("passed", "")
     if ended.interrupted:
         return "unfinished", "interrupted"
     if ended.timed_out and limit < job.limit:
         return "unfinished", f"the suite's time was up after {limit:.0f} s"
     if ended.timed_out:
         return "timed out", f"stopped at its limit of {limit:.0f} s"
-    how = f"killed by {signal.Signals(-ended.code).name}" if ended.code < 0 else f"exit status {ended.code}"
-    return "failed", f"{how}: {last_line}"
+    return "failed", f"killed by {signal.Signals(-ended.code).name}" if ended.code < 0 else ""
 
 
 # --- the result ----------------------------------------------------------------------------------------------------
@@ -246,6 +247,8 @@ def suite(arguments: Sequence[str]) -> int:
     os.environ |= {"COLUMNS": "200", "PYTHONUNBUFFERED": "1"}
     jobs = choose(table_of_jobs(options.device), options.jobs)
     machine = describe_machine(options.device)
+    if machine["commit"] == "unknown":
+        raise UserError("results name their commit, but this is no git checkout; set STORMFAST_COMMIT=...")
     out = options.out.resolve()
     folder = out / machine.pop("folder")
     try:
@@ -253,7 +256,7 @@ def suite(arguments: Sequence[str]) -> int:
     except OSError as error:
         raise UserError(f"--out must be a folder that can be written, but {folder}: {error.strerror}") from None
     busy = f"another suite runs on this device: it holds {folder}/logs/lock; wait until it has ended"
-    with Signals() as signals, only_one(folder / "logs" / "lock", busy):
+    with SignalWatch() as signals, only_one(folder / "logs" / "lock", busy):
         path, earlier = open_result(folder, machine, options.again)
         rows = {job.name: {"job": job.name, "status": "missing"} for job in jobs} | earlier
         logs = folder / "logs" / path.stem

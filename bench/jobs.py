@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from stormfast.errors import UserError
-from stormfast.runs.processes import Signals
+from stormfast.runs.signals import SignalWatch
 
 ROOT = Path(__file__).resolve().parents[1]
 POLL_EVERY = 0.1  # seconds
@@ -32,7 +32,7 @@ class Ended:
 
 def run(
     command: Sequence[str],
-    signals: Signals,
+    signals: SignalWatch,
     *,
     log: Path | None = None,
     output: Path | None = None,

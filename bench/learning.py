@@ -30,7 +30,7 @@ from stormfast.device import resolve_device
 from stormfast.errors import UserError
 from stormfast.runs.checkpoint import DIRECTORY
 from stormfast.runs.manifest import MANIFEST, read_manifest
-from stormfast.runs.processes import Signals
+from stormfast.runs.signals import SignalWatch
 
 PANELS = {  # metrics that are drawn
     "episode_return": "return",
@@ -41,7 +41,7 @@ PANELS = {  # metrics that are drawn
 CURVE = ("step", "seconds", "episodes", "world_model/total", *PANELS)  # metrics that a result keeps
 
 
-def stormfast(arguments: Sequence[str], signals: Signals) -> None:
+def stormfast(arguments: Sequence[str], signals: SignalWatch) -> None:
     """Runs the command as a user would. Raises: SystemExit with its status where it failed or was stopped."""
     ended = run([sys.executable, "-m", "stormfast", *arguments], signals)
     if signals.first:
@@ -51,7 +51,7 @@ def stormfast(arguments: Sequence[str], signals: Signals) -> None:
         raise SystemExit(ended.code if ended.code > 0 else 128 - ended.code)
 
 
-def train(options: argparse.Namespace, runs: Sequence[Path], signals: Signals) -> list[str]:
+def train(options: argparse.Namespace, runs: Sequence[Path], signals: SignalWatch) -> list[str]:
     """Trains all runs to their last step. Returns: the command that begins them."""
     for run_dir in runs:
         if run_dir.exists() and not (run_dir / DIRECTORY / MANIFEST).exists():  # killed before its first checkpoint
@@ -63,7 +63,7 @@ def train(options: argparse.Namespace, runs: Sequence[Path], signals: Signals) -
     return command
 
 
-def evaluate(options: argparse.Namespace, run_dir: Path, policy: str, signals: Signals) -> tuple[Any, list[str]]:
+def evaluate(options: argparse.Namespace, run_dir: Path, policy: str, signals: SignalWatch) -> tuple[Any, list[str]]:
     """Scores a run's agent or the random policy, unless that was done before. Returns: the score, and the command."""
     command = ["evaluate", str(run_dir), "--policy", policy, "--episodes", str(options.episodes)]
     command += ["--device", options.device]
@@ -121,7 +121,10 @@ def learn(options: argparse.Namespace, head: str) -> int:
     group: Path = options.run_dir
     runs = {game: [group / f"{game}-seed{k}" for k in range(options.seeds)] for game in options.game.split(",")}
     group.mkdir(parents=True, exist_ok=True)
-    with Signals() as signals, only_one(group / ".lock", f"another process trains in {group}; wait until it has ended"):
+    with (
+        SignalWatch() as signals,
+        only_one(group / ".lock", f"another process trains in {group}; wait until it has ended"),
+    ):
         trained = train(options, [run_dir for of_game in runs.values() for run_dir in of_game], signals)
         device = device_name(resolve_device(options.device))
         about = {"preset": options.preset, "device": device, "torch": torch.__version__, "commit": head}

@@ -10,7 +10,7 @@ import pytest
 
 from bench.jobs import last_lines, only_one, run
 from stormfast.errors import UserError
-from stormfast.runs.processes import Signals
+from stormfast.runs.signals import SignalWatch
 
 SAVES = """
 import signal, sys, time
@@ -50,14 +50,14 @@ def is_running(pid: int) -> bool:
 
 @pytest.mark.parametrize(("program", "code"), [(SAVES, 0), (REFUSES, -signal.SIGKILL)])
 def test_a_job_may_save_at_its_limit_and_is_then_killed(program: str, code: int, tmp_path: Path) -> None:
-    ended = run(python(program), Signals(), log=tmp_path / "log", limit=2, grace=2)
+    ended = run(python(program), SignalWatch(), log=tmp_path / "log", limit=2, grace=2)
     assert (ended.code, ended.timed_out) == (code, True) and ended.seconds < 20
     assert (last_lines(tmp_path / "log")[-1] == "saved") == (program == SAVES)
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="sessions are searched in /proc")
 def test_no_process_is_left_behind(tmp_path: Path) -> None:
-    run(python(STARTS_OTHERS), Signals(), log=tmp_path / "log", limit=2, grace=5)
+    run(python(STARTS_OTHERS), SignalWatch(), log=tmp_path / "log", limit=2, grace=5)
     pids = [int(pid) for pid in last_lines(tmp_path / "log")[0].split()]
     deadline = time.monotonic() + 10
     while any(map(is_running, pids)) and time.monotonic() < deadline:
@@ -77,11 +77,11 @@ def send_when_ready(log: Path, *numbers: int) -> None:
 
 
 def test_a_signal_stops_the_job_and_a_second_kills_it(tmp_path: Path) -> None:
-    with Signals() as signals:
+    with SignalWatch() as signals:
         send_when_ready(tmp_path / "first", signal.SIGINT)
         ended = run(python(SAVES), signals, log=tmp_path / "first", grace=30)
     assert (ended.code, ended.interrupted) == (0, True) and last_lines(tmp_path / "first")[-1] == "saved"
-    with Signals() as signals:
+    with SignalWatch() as signals:
         send_when_ready(tmp_path / "second", signal.SIGTERM, signal.SIGTERM)
         ended = run(python(REFUSES), signals, log=tmp_path / "second", grace=60)
     assert (ended.code, ended.interrupted) == (-signal.SIGKILL, True) and ended.seconds < 20
