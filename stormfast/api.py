@@ -19,6 +19,7 @@ from typing import Any
 
 from stormfast.dream_env import Dream, DreamEnv
 from stormfast.envs import games
+from stormfast.envs import check_settings
 from stormfast.envs import make_env as make_vector_env
 from stormfast.envs.vector import VectorEnv
 from stormfast.loop import train as train_run
@@ -201,7 +202,8 @@ def make_env(
     given = dict(settings or {}) | {"game": game, "num_envs": num_envs, "seed": seed}
     made = override(preset_config("tiny", protocol), given)
     validate(made)
-    return make_vector_env(game, made.env, num_envs=num_envs, backend=made.env_backend, seed=seed)
+    check_settings(made)
+    return make_vector_env(game, made.env, made.atari, num_envs=num_envs, backend=made.env_backend, seed=seed)
 
 
 def register_game(name: str, make: Callable[[], Any], scores: tuple[float, float] | None = None) -> None:

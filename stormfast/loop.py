@@ -11,6 +11,7 @@ from pathlib import Path
 from stormfast import annotate
 from stormfast.compile import is_compiler_error
 from stormfast.device import out_of_memory
+from stormfast.envs.games import find
 from stormfast.errors import UserError
 from stormfast.plan import Plan
 from stormfast.runs.progress import Progress, log_line
@@ -80,7 +81,7 @@ def learn(run: Run, signals: SignalWatch, callback: Callback, quiet: bool) -> No
         if run.step >= config.steps:
             log_line(f"nothing to do: the run is at step {run.step} and --steps is {config.steps}; give more to go on")
     stopped = False
-    with Progress(config.steps, run.step, config.game, quiet=quiet) as progress:
+    with Progress(config.steps, run.step, find(config.game).slug, quiet=quiet) as progress:
         while run.step < config.steps and not signals.caught and not stopped:
             values = advance(run)
             progress.update(run.step, values)

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 
 from stormfast.device import native_bfloat16, resolve_device
-from stormfast.envs import choose_backend
+from stormfast.envs import check_settings, choose_backend
 from stormfast.errors import UserError
 from stormfast.runs.directory import PLAN, write_whole
 from stormfast.settings import Preset, TrainConfig
@@ -60,14 +60,18 @@ class Plan:
 def plan(config: TrainConfig) -> Plan:
     """The plan of a run. Tries the Triton kernels on the device, once a process.
 
-    Raises: UserError for a device, kernels or an emulator that cannot be had.
+    Raises: UserError for a device, kernels or an emulator that cannot be had, and for a setting that the game has no use for.
     """
+    if not config.resume:  # a saved run goes on with whatever it was given
+        check_settings(config)
     device, device_why = choose_device(config.device)
     preset, preset_why = choose_preset(config.preset, config.device)
     precision, precision_why = choose_precision(config.precision, device)
     kernels, kernels_why = choose_kernels(device)
     compile_mode, compile_why = choose_compile(config.compile, device)
-    backend = choose_backend(config.game, config.env, num_envs=config.num_envs, backend=config.env_backend)
+    backend = choose_backend(
+        config.game, config.env, config.atari, num_envs=config.num_envs, backend=config.env_backend
+    )
     why = {
         "preset": preset_why,
         "device": device_why,

@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from stormfast.envs.games import SCORES, human_normalised
+from stormfast.envs.games import find, human_normalised
 from stormfast.envs.vector import VectorEnv
 
 RESAMPLES = 10_000
@@ -139,7 +139,7 @@ def score(game: str, returns: Sequence[float] | np.ndarray, seed: int = 0) -> Sc
     blocks = [returns[rng.integers(count, size=(100, count))].mean(1) for _ in range(RESAMPLES // 100)]
     low, high = (float(bound) for bound in np.percentile(np.concatenate(blocks), [2.5, 97.5]))
     mean, std = float(returns.mean()), float(returns.std(ddof=1)) if count > 1 else None
-    scored = game in SCORES
+    scored = find(game).scores is not None
     return Score(
         returns=tuple(returns.tolist()),
         mean=mean,

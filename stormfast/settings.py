@@ -33,10 +33,26 @@ AboveZero = Annotated[float, Bounds(gt=0)]
 UpdatesPerStep = Annotated[float, RATE]
 Seed = Annotated[int, SEED]
 NumEnvs = Annotated[int, Bounds(ge=1, le=256)]
+GAME = "a name of `stormfast games`, gym:ENV_ID, package.module:make or path/to/file.py:make"
 
 
 @dataclass(frozen=True)
 class EnvConfig:
+    """Rules of any game."""
+
+    max_episode_steps: Annotated[
+        int, Bounds(ge=1, le=2**31 - 2), Doc("agent steps before an episode is truncated")  # envpool adds one
+    ] = 27_000
+    same_seed_resets: Annotated[bool, Doc("re-seed each reset with the same seed (of Atari, ale backend only)")] = False
+    render_obs: Annotated[
+        bool, Doc("gymnasium games: see what render() draws, where the observations are not pixels")
+    ] = False  # fmt: skip
+
+
+@dataclass(frozen=True)
+class AtariConfig:
+    """Rules of Atari games alone."""
+
     # C++ takes bad values in silence or dies of them: these bounds keep its ints from overflowing, and a reset from
     # running for hours.
     frame_skip: Annotated[
@@ -46,10 +62,6 @@ class EnvConfig:
     noop_max: Annotated[
         int, Bounds(ge=0, le=100_000), Doc("a reset plays 1..noop_max no-op frames; 0 plays none (ale backend only)")
     ] = 30
-    max_episode_steps: Annotated[
-        int, Bounds(ge=1, le=2**31 - 2), Doc("agent steps before an episode is truncated")  # envpool adds one
-    ] = 27_000
-    same_seed_resets: Annotated[bool, Doc("re-seed each reset with the same seed (ale backend only)")] = False
 
 
 @dataclass(frozen=True)
@@ -169,15 +181,17 @@ class LoggingConfig:
 class TrainConfig:
     """All settings of a run. Defaults are the `storm` preset under the `standard` protocol."""
 
-    game: Annotated[str, Doc("one of the 26 games of `stormfast games`, or Catch (built in)")] = "Pong"
+    game: Annotated[str, Doc(GAME)] = "Pong"
     preset: Annotated[Preset, Doc("sizes; auto takes fast with CUDA and cpu without")] = "auto"
     protocol: Annotated[Protocol, Doc("rules: standard (recommended), or reference (what the original does)")] = (
         "standard"
     )
     seed: Annotated[Seed, Doc("seed of everything random")] = 0
-    steps: Annotated[Size, Doc("environment steps to train for; one is env.frame-skip frames")] = 100_000
+    steps: Annotated[Size, Doc("environment steps to train for; of Atari, one is atari.frame-skip frames")] = 100_000
     num_envs: Annotated[NumEnvs, Doc("environments stepped together")] = 1
-    env_backend: Annotated[EnvBackend, Doc("auto takes ale for one environment and envpool for more")] = "auto"
+    env_backend: Annotated[
+        EnvBackend, Doc("of Atari games; auto takes ale for one environment and envpool for more")
+    ] = "auto"
     run_dir: Annotated[str | None, Doc("where the run is kept; default runs/GAME/DATE-TIME")] = None
     resume: Annotated[bool, Doc("go on from the checkpoint in --run-dir")] = False
     device: Annotated[str, Doc("auto, cpu, cuda or cuda:N")] = "auto"
@@ -190,6 +204,7 @@ class TrainConfig:
         ),
     ] = "auto"
     env: EnvConfig = field(default_factory=EnvConfig)
+    atari: AtariConfig = field(default_factory=AtariConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     world_model: WorldModelConfig = field(default_factory=WorldModelConfig)
     imagination: ImaginationConfig = field(default_factory=ImaginationConfig)
@@ -206,9 +221,7 @@ class LaunchConfig(TrainConfig):
     A run knows nothing of the others.
     """
 
-    game: Annotated[
-        str, Doc("one of the 26 games of `stormfast games`, or Catch (built in); several as Pong,Breakout")
-    ] = "Pong"
+    game: Annotated[str, Doc(f"{GAME}; several as Pong,Breakout")] = "Pong"
     seeds: Annotated[
         int,
         Bounds(ge=1, le=1_000),
@@ -237,7 +250,7 @@ class LaunchConfig(TrainConfig):
 class ProfileConfig:
     """Settings of a profile; those that TrainConfig has too mean the same there."""
 
-    game: Annotated[str, Doc("game to step: one of `stormfast games`")] = "Catch"
+    game: Annotated[str, Doc(GAME)] = "Catch"
     preset: Annotated[Preset, Doc("sizes; auto takes fast with CUDA and cpu without")] = "auto"
     protocol: Annotated[Protocol, Doc("rules: standard (recommended), or reference (what the original does)")] = (
         "standard"
@@ -322,8 +335,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "standard": {},  # the recommended rules are the defaults
     "reference": {
-        "env.sticky": 0.25,
-        "env.noop_max": 0,
+        "atari.sticky": 0.25,
+        "atari.noop_max": 0,
         "env.same_seed_resets": True,
         "env_backend": "ale",
         "world_model.separate_episodes": False,
@@ -401,24 +414,24 @@ def _rules(config: TrainConfig) -> list[tuple[bool, str]]:
     ]
 
 
-def validate_env(env: EnvConfig, *, num_envs: int, backend: str, seed: int) -> None:
+def validate_env(env: EnvConfig, atari: AtariConfig, *, num_envs: int, backend: str, seed: int) -> None:
     """Raises UserError for what no emulator may be given, whoever makes the environment."""
-    config = TrainConfig(env=env, num_envs=num_envs, env_backend=backend, seed=seed)  # type: ignore[arg-type]
+    config = TrainConfig(env=env, atari=atari, num_envs=num_envs, env_backend=backend, seed=seed)  # type: ignore[arg-type]
     check_fields(config)
     _validate_backend(config)
 
 
 def _validate_backend(config: TrainConfig) -> None:
-    if config.env_backend == "envpool" and (reason := why_not_envpool(config.env)):
+    if config.env_backend == "envpool" and (reason := why_not_envpool(config.env, config.atari)):
         raise UserError(f"env_backend must be ale or auto, because {reason}; got envpool")
 
 
-def why_not_envpool(env: EnvConfig) -> str:
+def why_not_envpool(env: EnvConfig, atari: AtariConfig) -> str:
     """Why these rules need the ale backend, or nothing."""
     if env.same_seed_resets:
         return "envpool cannot re-seed, as env.same_seed_resets asks"
-    if env.noop_max == 0:
-        return "envpool cannot start an episode without a no-op frame, as env.noop_max 0 asks"
+    if atari.noop_max == 0:
+        return "envpool cannot start an episode without a no-op frame, as atari.noop_max 0 asks"
     return ""
 
 
@@ -427,12 +440,16 @@ def why_not_envpool(env: EnvConfig) -> str:
 # A setting that a later version added -> the value that runs saved before it behaved by. Whoever adds a setting adds it
 # here.
 SINCE: dict[str, Any] = {
+    "env.render_obs": False,
     "world_model.loss.reconstruction": 1.0,
     "world_model.loss.reward": 1.0,
     "world_model.loss.termination": 1.0,
 }
 # What a setting was called in runs that earlier versions saved -> what it is called now.
 RENAMED: dict[str, str] = {
+    "env.frame_skip": "atari.frame_skip",
+    "env.sticky": "atari.sticky",
+    "env.noop_max": "atari.noop_max",
     "replay.mark_resets": "world_model.separate_episodes",
     "world_model.dynamics_scale": "world_model.loss.dynamics",
     "world_model.representation_scale": "world_model.loss.representation",

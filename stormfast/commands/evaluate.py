@@ -108,6 +108,8 @@ def print_table(found: "Evaluation", console: object) -> None:
     if score.human_normalised is not None and score.human_normalised_interval_95 is not None:
         low, high = score.human_normalised_interval_95
         table.add_row("human-normalised", f"{score.human_normalised:.3f}  [{low:.3f}, {high:.3f}]")
+    else:
+        table.add_row("human-normalised", "- (no random and human scores are published)")
     lengths = [episode.length for episode in found.episodes]
     table.add_row("mean length", f"{sum(lengths) / len(lengths):.0f} steps")
     console.print(table)  # type: ignore[attr-defined]

@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from stormfast.envs.games import check_game
+from stormfast.envs.games import canonical_name, check_game
 from stormfast.errors import UserError
 from stormfast.schema import check_name
 from stormfast.settings import (
@@ -97,7 +97,7 @@ def _parse(args: list[str], default: TrainConfig, description: str | None = None
     from stormfast.arguments import parse
 
     launch = parse(LaunchConfig, args, "stormfast train", LaunchConfig(**vars(default)), description)
-    return dataclasses.replace(launch, game=",".join(launch.games))
+    return dataclasses.replace(launch, game=",".join(map(canonical_name, launch.games)))
 
 
 def _resumed(args: list[str], asked: TrainConfig) -> LaunchConfig:

@@ -8,9 +8,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, NamedTuple
 
-from stormfast.envs.games import BUILT_IN, check_game
+from stormfast.settings import PROTOCOLS, AtariConfig, EnvConfig, TrainConfig, validate_env, why_not_envpool
+from stormfast.envs.games import find
 from stormfast.errors import UserError
-from stormfast.settings import EnvConfig, validate_env, why_not_envpool
+from stormfast.schema import flatten, override
 
 if TYPE_CHECKING:
     from stormfast.envs.vector import VectorEnv
@@ -26,44 +27,73 @@ class Backend(NamedTuple):
     reason: str
 
 
-def make_env(game: str, config: EnvConfig, *, num_envs: int, backend: str, seed: int) -> VectorEnv:
+def make_env(game: str, env: EnvConfig, atari: AtariConfig, *, num_envs: int, backend: str, seed: int) -> VectorEnv:
     """A vector environment of `num_envs` copies of a game; copy k is seeded with seed + k.
 
     Args:
-        game: one of the 26 games of Atari 100k, or a built-in game.
-        config: rules of the game. Only Atari has frame skip, sticky actions and no-op starts.
+        game: what --game takes: see stormfast.envs.games.
+        env: rules of any game.
+        atari: rules of Atari games; other games have none of them.
         num_envs: at least 1.
-        backend: auto, envpool or ale. Built-in games go through gymnasium whatever it says.
+        backend: auto, envpool or ale. Other games than Atari's go through gymnasium whatever it says.
         seed: of the first copy; equal seeds give equal games, in every backend.
-    Raises: UserError for an unknown game, an option out of range, or a backend that is not installed.
+    Raises: UserError for an unknown game, an option out of range, a backend that is not installed, or a game whose
+        observations or actions do not fit.
     """
-    validate_env(config, num_envs=num_envs, backend=backend, seed=seed)
-    name = choose_backend(game, config, num_envs=num_envs, backend=backend).name
-    if name == "gymnasium":
-        from stormfast.envs.catch import Catch
+    validate_env(env, atari, num_envs=num_envs, backend=backend, seed=seed)
+    found = find(game)
+    name = choose_backend(game, env, atari, num_envs=num_envs, backend=backend).name
+    if found.make is not None:
         from stormfast.envs.gymnasium_backend import GymnasiumVectorEnv
 
-        return GymnasiumVectorEnv(Catch, config, num_envs=num_envs, seed=seed)
+        return GymnasiumVectorEnv(found.name, found.make, env, num_envs=num_envs, seed=seed)
+    if env.render_obs:
+        raise UserError(_no_render_obs(found.name))
     if name == "ale":
         from stormfast.envs.ale_backend import AleVectorEnv
 
-        return AleVectorEnv(game, config, num_envs=num_envs, seed=seed)
+        return AleVectorEnv(found.name, env, atari, num_envs=num_envs, seed=seed)
     from stormfast.envs.envpool_backend import EnvpoolVectorEnv
 
-    return EnvpoolVectorEnv(game, config, num_envs=num_envs, seed=seed)
+    return EnvpoolVectorEnv(found.name, env, atari, num_envs=num_envs, seed=seed)
 
 
-def choose_backend(game: str, config: EnvConfig, *, num_envs: int, backend: str) -> Backend:
+def check_settings(config: TrainConfig) -> None:
+    """Raises UserError for a setting of a new run that its game has no use for: what was asked for would not happen.
+
+    Settings that the protocol sets are the same for all games, and count as not asked for.
+    """
+    game = find(config.game)
+    if game.kind == "atari":
+        if config.env.render_obs:
+            raise UserError(_no_render_obs(game.name))
+        return
+    asked, default = flatten(config), flatten(override(TrainConfig(), PROTOCOLS[config.protocol]))
+    for name in (name for name in asked if name.startswith("atari.") or name == "env_backend"):
+        if asked[name] != default[name]:
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(
+                f"{flag} is for Atari games, and {game.name} is none, got {asked[name]!r}; leave {flag} out"
+            )
+
+
+def _no_render_obs(game: str) -> str:
+    return f"--env.render-obs is for gymnasium games, and {game} shows its screen anyway; leave --env.render-obs out"
+
+
+def choose_backend(game: str, env: EnvConfig, atari: AtariConfig, *, num_envs: int, backend: str) -> Backend:
     """The backend that make_env will take for these arguments, with the reason.
 
     The arguments must be valid, as make_env checks.
     Raises: UserError for an unknown game, or a backend that is not installed.
     """
-    check_game(game)
-    if game in BUILT_IN:
-        return Backend("gymnasium", f"{game} is built in; it has no frame skip, sticky actions or no-op starts")
+    found = find(game)
+    if found.kind == "builtin":
+        return Backend("gymnasium", f"{found.name} is built in, as a gymnasium environment")
+    if found.kind == "gymnasium":
+        return Backend("gymnasium", f"{found.name} is a gymnasium environment")
     if backend == "auto":
-        return _choose_auto(config, num_envs)
+        return _choose_auto(env, atari, num_envs)
     problem = why_not_importable(backend)
     if problem:
         raise UserError(
@@ -72,9 +102,9 @@ def choose_backend(game: str, config: EnvConfig, *, num_envs: int, backend: str)
     return Backend(backend, "asked for by --env-backend")
 
 
-def _choose_auto(config: EnvConfig, num_envs: int) -> Backend:
+def _choose_auto(env: EnvConfig, atari: AtariConfig, num_envs: int) -> Backend:
     """ale for one environment, where envpool's hand-over between threads costs more than it saves; else envpool."""
-    if lack := why_not_envpool(config):
+    if lack := why_not_envpool(env, atari):
         wanted, other, reason = "ale", None, lack
     elif num_envs == 1:
         wanted, other, reason = "ale", "envpool", "the faster one for one environment, with an exact state for --resume"

@@ -13,7 +13,6 @@ executed action, which a sticky action repeats, and the screen, parts of which a
 both.
 """
 
-import re
 import zlib
 from typing import Any
 
@@ -22,9 +21,10 @@ import cv2
 import numpy as np
 from ale_py import roms
 
-from stormfast.envs.sequential import Game, SequentialVectorEnv, check_arrays
+from stormfast.settings import AtariConfig, EnvConfig
+from stormfast.envs.games import rom_name
+from stormfast.envs.sequential import SequentialVectorEnv, SingleEnv, check_arrays
 from stormfast.records import OBS_SHAPE
-from stormfast.settings import EnvConfig
 
 _NOOP = ale_py.Action.NOOP
 _SAVED: dict[str, tuple[type, tuple[int, ...]]] = {
@@ -37,23 +37,23 @@ _SAVED: dict[str, tuple[type, tuple[int, ...]]] = {
 }
 
 
-class AtariGame(Game):
+class AtariEnv(SingleEnv):
     """One emulator with its preprocessing.
 
     Args:
-        game: a name of stormfast.games.SCORES.
-        config: the rules, already checked.
+        game: a name of stormfast.envs.games.atari_games().
+        config, atari: the rules, already checked.
         seed: int32, of the emulator's random numbers and of the no-op counts.
     """
 
-    def __init__(self, game: str, config: EnvConfig, seed: int) -> None:
+    def __init__(self, game: str, config: EnvConfig, atari: AtariConfig, seed: int) -> None:
         self._ale = ale_py.ALEInterface()
-        self._ale.setFloat("repeat_action_probability", float(config.sticky))
+        self._ale.setFloat("repeat_action_probability", float(atari.sticky))
         self._ale.setInt("random_seed", seed)
         self._ale.loadROM(str(roms.get_rom_path(rom_name(game))))
         self._actions = self._ale.getMinimalActionSet()
         super().__init__(len(self._actions))
-        self._config = config
+        self._config, self._atari = config, atari
         self._identity = f"ale-py {ale_py.__version__}, {game}"
         self._noops = _mt19937(seed)
         self._seeded = self._snapshot()  # to restore it re-seeds as loading again would, in 50 us instead of 70 ms
@@ -83,7 +83,7 @@ class AtariGame(Game):
     def _start_episode(self) -> None:
         self._played.clear()
         self._ale.reset_game()
-        noop_max = self._config.noop_max
+        noop_max = self._atari.noop_max
         for _ in range(1 + _draw(self._noops, noop_max) if noop_max else 0):
             self._ale.act(_NOOP)
             if self._ale.game_over():
@@ -96,7 +96,7 @@ class AtariGame(Game):
         """
         ale, act = self._ale, self._actions[action]
         reward = num_frames = 0
-        for left in range(self._config.frame_skip, 0, -1):
+        for left in range(self._atari.frame_skip, 0, -1):
             reward += ale.act(act)
             if watch and left <= 2:
                 ale.getScreenRGB(self._frames[num_frames])
@@ -160,14 +160,9 @@ class AtariGame(Game):
 class AleVectorEnv(SequentialVectorEnv):
     """N copies of an Atari game; environment k is seeded with seed + k."""
 
-    def __init__(self, game: str, config: EnvConfig, *, num_envs: int, seed: int) -> None:
+    def __init__(self, game: str, config: EnvConfig, atari: AtariConfig, *, num_envs: int, seed: int) -> None:
         ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # no banner for each emulator
-        super().__init__([AtariGame(game, config, seed + k) for k in range(num_envs)], "ale")
-
-
-def rom_name(game: str) -> str:
-    """'UpNDown' -> 'up_n_down', the name of the game's ROM."""
-    return re.sub(r"(?<!^)(?=[A-Z])", "_", game).lower()
+        super().__init__([AtariEnv(game, config, atari, seed + k) for k in range(num_envs)], "ale")
 
 
 def _array(data: bytes | bytearray) -> np.ndarray:

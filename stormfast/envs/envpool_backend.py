@@ -11,17 +11,19 @@ from typing import Any
 import envpool
 import numpy as np
 
+from stormfast.settings import AtariConfig, EnvConfig
 from stormfast.envs.vector import VectorEnv, first_step
 from stormfast.records import OBS_SHAPE, EnvStep
-from stormfast.settings import EnvConfig
+
+_TASKS = {"TicTacToe3D": "TicTacToe3d"}  # where envpool's name is not ale-py's
 
 
 class EnvpoolVectorEnv(VectorEnv):
     """N copies of an Atari game in one envpool, environment k seeded with seed + k."""
 
-    def __init__(self, game: str, config: EnvConfig, *, num_envs: int, seed: int) -> None:
+    def __init__(self, game: str, config: EnvConfig, atari: AtariConfig, *, num_envs: int, seed: int) -> None:
         self._pool: Any = envpool.make(
-            f"{game}-v5",
+            f"{_TASKS.get(game, game)}-v5",
             env_type="gymnasium",
             num_envs=num_envs,
             seed=seed,
@@ -29,10 +31,10 @@ class EnvpoolVectorEnv(VectorEnv):
             img_width=OBS_SHAPE[2],
             gray_scale=False,
             stack_num=1,
-            frame_skip=config.frame_skip,
-            noop_max=config.noop_max,
+            frame_skip=atari.frame_skip,
+            noop_max=atari.noop_max,
             max_episode_steps=config.max_episode_steps,
-            repeat_action_probability=float(config.sticky),
+            repeat_action_probability=float(atari.sticky),
             full_action_space=False,
             use_fire_reset=False,
             episodic_life=False,  # it would play on after a lost life; life_lost only marks it

@@ -1,53 +1,301 @@
-"""The 26 games of Atari 100k, with the random and human scores that normalise them.
+"""What --game may name, and how it is found: an Atari game, a built-in game, or any gymnasium environment.
 
-Scores: the table in use since Wang et al. 2016 (arXiv 1511.06581), as in every Atari 100k paper.
+    Pong, ALE/Pong-v5                a game of the installed ale-py
+    Catch                            built in, or registered with register_game
+    gym:CartPole-v1                  an environment registered with gymnasium
+    package.module:make              what calling `make` gives; a class will do
+    path/to/file.py:make             the same, from a file
+
+This module imports neither gymnasium nor an emulator before one is needed, so that the command line starts at once.
 """
 
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import os
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal
+
+from stormfast.envs.scores import ATARI_100K, SCORES
 from stormfast.errors import UserError
 from stormfast.schema import nearest
 
-# game: (random, human)
-SCORES: dict[str, tuple[float, float]] = {
-    "Alien": (227.8, 7127.7),
-    "Amidar": (5.8, 1719.5),
-    "Assault": (222.4, 742.0),
-    "Asterix": (210.0, 8503.3),
-    "BankHeist": (14.2, 753.1),
-    "BattleZone": (2360.0, 37187.5),
-    "Boxing": (0.1, 12.1),
-    "Breakout": (1.7, 30.5),
-    "ChopperCommand": (811.0, 7387.8),
-    "CrazyClimber": (10780.5, 35829.4),
-    "DemonAttack": (152.1, 1971.0),
-    "Freeway": (0.0, 29.6),
-    "Frostbite": (65.2, 4334.7),
-    "Gopher": (257.6, 2412.5),
-    "Hero": (1027.0, 30826.4),
-    "Jamesbond": (29.0, 302.8),
-    "Kangaroo": (52.0, 3035.0),
-    "Krull": (1598.0, 2665.5),
-    "KungFuMaster": (258.5, 22736.3),
-    "MsPacman": (307.3, 6951.6),
-    "Pong": (-20.7, 14.6),
-    "PrivateEye": (24.9, 69571.3),
-    "Qbert": (163.9, 13455.0),
-    "RoadRunner": (11.5, 7845.0),
-    "Seaquest": (68.4, 42054.7),
-    "UpNDown": (533.4, 11693.2),
-}
+if TYPE_CHECKING:
+    import gymnasium
+
+__all__ = [
+    "ATARI_100K",
+    "BUILT_IN",
+    "SCORES",
+    "Game",
+    "atari_games",
+    "canonical_name",
+    "check_game",
+    "find",
+    "human_normalised",
+    "register_game",
+]
 
 BUILT_IN = ("Catch",)  # small enough to learn in minutes on two cores
+FORMS = "a name that `stormfast games` lists, gym:ENV_ID, package.module:make or path/to/file.py:make"
+_NO_SINGLE_PLAYER = {"combat", "joust", "maze_craze", "warlords"}
+_GYM = "gym:"
+
+_registered: dict[str, Game] = {}
 
 
-def check_game(game: str) -> None:
-    """Raises UserError for a game that is not here, with the nearest name."""
-    if game not in SCORES and game not in BUILT_IN:
-        raise UserError(
-            f"Unknown game '{game}'.{nearest(game, [*SCORES, *BUILT_IN])} `stormfast games` lists all {len(SCORES)}."
-        )
+@dataclass(frozen=True)
+class Game:
+    """A game that can be trained on.
+
+    Attributes:
+        name: as saved in config.json; a file's path is absolute there.
+        slug: a directory name made of it.
+        make: None for Atari, whose backends make their own environments. Else a function of one argument, whether frames
+            will be rendered, which gives a gymnasium.Env.
+        scores: (random, human), or None where none are published.
+    """
+
+    name: str
+    slug: str
+    kind: Literal["atari", "builtin", "gymnasium"]
+    make: Callable[[bool], gymnasium.Env[Any, Any]] | None = None
+    scores: tuple[float, float] | None = None
+
+
+def find(name: str) -> Game:
+    """The game of a name. Nothing is imported for gym: and module:make before `make` is called.
+
+    Raises: UserError for a name of none of the forms, with the nearest that there is.
+    """
+    name = canonical_name(name)
+    if name in _registered:
+        return _registered[name]
+    if name in BUILT_IN:
+        return Game(name, name, "builtin", _make_catch)
+    if name in SCORES or (":" not in name and name in atari_games()):
+        return Game(name, name, "atari", scores=SCORES.get(name))
+    if name.startswith(_GYM) and name != _GYM:
+        return Game(name, _slug(name.removeprefix(_GYM)), "gymnasium", functools.partial(_make_by_id, name))
+    module, _, function = name.rpartition(":")
+    if module and function.isidentifier():
+        stem = Path(module).stem if module.endswith(".py") else module
+        return Game(name, _slug(f"{stem}-{function}"), "gymnasium", functools.partial(_make_by_path, name))
+    raise UserError(f"Unknown game '{name}'.{_suggestion(name)} --game takes {FORMS}.")
+
+
+def check_game(name: str) -> Game:
+    """find(), and a look whether what the name refers to is there, which imports it.
+
+    Raises: UserError, also for an environment or a `make` that does not exist.
+    """
+    game = find(name)
+    if game.kind == "gymnasium" and game.name not in _registered:
+        if game.name.startswith(_GYM):
+            _gymnasium_spec(game.name)
+        else:
+            _load_make(game.name)
+    return game
+
+
+def canonical_name(name: str) -> str:
+    """The name to save: 'ALE/Pong-v5' is 'Pong', and the path of a file is absolute, so that a run can be resumed from anywhere."""
+    if match := re.fullmatch(r"ALE/(\w+)-v5", name):
+        return match[1]
+    module, _, function = name.rpartition(":")
+    return f"{os.path.abspath(module)}:{function}" if module.endswith(".py") and not name.startswith(_GYM) else name
+
+
+def register_game(
+    name: str, make: Callable[[], gymnasium.Env[Any, Any]], scores: tuple[float, float] | None = None
+) -> None:
+    """Lets `name` stand for a game, in this process only: runs in processes of their own need package.module:make.
+
+    Args:
+        name: letters, digits, '.', '_' and '-'; of no other game.
+        make: makes a gymnasium.Env; called once for each environment, without arguments.
+        scores: (random, human) returns, where a return is to be normalised by them.
+    Raises: UserError for a name that is taken or unfit, for a `make` that cannot be called, and for equal scores.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise UserError(f"a game's name must be made of letters, digits, '.', '_' and '-', got '{name}'")
+    if name in BUILT_IN or name in SCORES or name in atari_games():
+        raise UserError(f"a game's name must be new, but '{name}' is one of `stormfast games`; choose another")
+    if scores is not None and scores[0] == scores[1]:
+        raise UserError(f"the random and the human score of '{name}' must differ, got {scores}")
+    _check_callable(name, make)
+    _registered[name] = Game(name, name, "gymnasium", lambda render: _checked_env(name, make()), scores)
 
 
 def human_normalised(game: str, score: float) -> float:
-    """0 is the random policy, 1 the human of the table. Raises KeyError for a game without scores."""
-    random, human = SCORES[game]
+    """0 is the random policy, 1 the human of the table. Raises: UserError for a game without scores."""
+    scores = find(game).scores
+    if scores is None:
+        raise UserError(f"{game} must have published random and human scores to normalise by, but it has none")
+    random, human = scores
     return (score - random) / (human - random)
+
+
+@functools.cache
+def atari_games() -> tuple[str, ...]:
+    """All single-player games of the installed ale-py, sorted; the 57 with published scores where it is not installed."""
+    try:
+        from ale_py import roms
+    except (ImportError, OSError):
+        return tuple(SCORES)
+    return tuple(sorted(_atari_name(rom) for rom in roms.get_all_rom_ids() if rom not in _NO_SINGLE_PLAYER))
+
+
+def rom_name(game: str) -> str:
+    """'UpNDown' -> 'up_n_down', the name of the game's ROM. Needs ale_py."""
+    from ale_py import roms
+
+    return {_atari_name(rom): rom for rom in roms.get_all_rom_ids()}[game]
+
+
+def _atari_name(rom: str) -> str:
+    return rom.title().replace("_", "")
+
+
+def _slug(text: str) -> str:
+    """Text as a directory name: never empty, '.' or '..', and without separators."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or "game"
+
+
+def _suggestion(name: str) -> str:
+    """' Did you mean ...?', or nothing: the nearest name, or the form that the name lacks."""
+    names = [*atari_games(), *BUILT_IN, *_registered]
+    if match := re.fullmatch(
+        r"(.+?)(?:NoFrameskip|Deterministic)?-v\d+", name
+    ):  # an id of gymnasium, in the old style or the new
+        game = next((known for known in names if known.lower() == match[1].lower()), None)
+        return f" Did you mean '{game or _GYM + name}'?"
+    if name.endswith(".py"):
+        return f" Did you mean '{name}:make'?"
+    return nearest(name, names)
+
+
+# --- making -------------------------------------------------------------------------------------------------------
+
+
+def _make_catch(render: bool) -> gymnasium.Env[Any, Any]:
+    from stormfast.envs.catch import Catch
+
+    return Catch(render_mode="rgb_array" if render else None)
+
+
+def _make_by_id(name: str, render: bool) -> gymnasium.Env[Any, Any]:
+    import gymnasium
+
+    options: dict[str, Any] = {"render_mode": "rgb_array"} if render else {}
+    try:  # no environment checker: it warns of what PixelEnv checks, and of much that does not matter here
+        return gymnasium.make(_gymnasium_spec(name), disable_env_checker=True, **options)
+    except (gymnasium.error.Error, ImportError) as error:
+        raise UserError(f"{name} cannot be made: {_one_line(error)}") from None
+
+
+def _make_by_path(name: str, render: bool) -> gymnasium.Env[Any, Any]:
+    return _checked_env(name, _load_make(name)())
+
+
+def _gymnasium_spec(name: str) -> Any:
+    """gymnasium's description of what gym:ENV_ID names, without making it."""
+    import gymnasium
+
+    env_id = name.removeprefix(_GYM)
+    package, _, plain_id = env_id.rpartition(":")
+    try:
+        if package:
+            importlib.import_module(package)
+        return gymnasium.spec(plain_id)
+    except (gymnasium.error.Error, ImportError) as error:
+        raise UserError(
+            f"{name} must be registered with gymnasium, but: {_one_line(error)} "
+            f"Where a package registers it, name the package: gym:PACKAGE:{plain_id}"
+        ) from None
+
+
+def _load_make(name: str) -> Callable[[], Any]:
+    """What package.module:make or path/to/file.py:make names."""
+    module_name, _, function = name.rpartition(":")
+    module = _load_file(Path(module_name)) if module_name.endswith(".py") else _load_module(module_name)
+    if not hasattr(module, function):
+        raise UserError(f"{name} must exist, but {module_name} has no '{function}'.{nearest(function, vars(module))}")
+    make = getattr(module, function)
+    _check_callable(name, make)
+    return make
+
+
+def _load_module(name: str) -> ModuleType:
+    _make_importable(Path.cwd())  # the console script, unlike python -m, leaves it out
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise  # the module is there, and lacks something itself
+    except (TypeError, ValueError):  # a name that no module can have, such as '.x' or 'a..b'
+        pass
+    raise UserError(
+        f"There is no module '{name}' for --game: install it, start from the directory that holds it ({Path.cwd()} does not), "
+        "or give path/to/file.py:make"
+    )
+
+
+def _load_file(path: Path) -> ModuleType:
+    """The module of a file, imported once a process; files beside it can be imported by it, as by a script."""
+    if not path.is_file():
+        raise UserError(f"There is no file {path} for --game; give path/to/file.py:make, or package.module:make")
+    name = f"stormfast_game_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"  # hides no other module
+    if name in sys.modules:
+        return sys.modules[name]
+    _make_importable(path.parent)
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None  # of a name that ends in .py
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _make_importable(directory: Path) -> None:
+    if str(directory) not in sys.path:
+        sys.path.append(str(directory))  # last: it hides nothing that is installed
+
+
+def _check_callable(name: str, make: Any) -> None:
+    """Raises UserError unless make() is a call that can work."""
+    if not callable(make):
+        raise UserError(f"{name} must be a function or class that makes a gymnasium.Env, got {type(make).__name__}")
+    try:
+        inspect.signature(make).bind()
+    except TypeError as error:
+        raise UserError(
+            f"{name} must take no arguments, or have defaults for them, but it is {_one_line(error)}"
+        ) from None
+    except ValueError:  # a callable without a readable signature
+        pass
+
+
+def _checked_env(name: str, env: Any) -> gymnasium.Env[Any, Any]:
+    import gymnasium
+
+    if not isinstance(env, gymnasium.Env):
+        kind = f"{type(env).__module__}.{type(env).__qualname__}"
+        raise UserError(f"{name} must make a gymnasium.Env, got {kind}; one environment, not a vector of them")
+    return env
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

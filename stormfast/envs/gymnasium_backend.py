@@ -1,38 +1,51 @@
-"""A gymnasium pixel game as a vector environment: how the built-in games are stepped.
+"""Any gymnasium pixel game as a vector environment: built-in games, gymnasium's, and the user's own.
 
-A game fits if it shows 64x64 RGB frames and takes discrete actions counted from 0. If it has get_state() and set_state()
-(plain arrays by name), the vector environment can be saved exactly too.
+A game that has get_state() and set_state(), which give and take a dict of numpy arrays that hold all that decides what follows,
+resumes exactly. Any other starts anew when a run is resumed.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.spaces import Box, Discrete
 
-from stormfast.envs.sequential import Game, SequentialVectorEnv
-from stormfast.records import OBS_SHAPE
 from stormfast.settings import EnvConfig
+from stormfast.envs.actions import flatten_actions
+from stormfast.envs.frames import FrameFormat, format_of_picture, format_of_space
+from stormfast.envs.sequential import SequentialVectorEnv, SingleEnv
+from stormfast.errors import UserError
 
-FRAME_SHAPE = (*OBS_SHAPE[1:], OBS_SHAPE[0])  # [64, 64, 3], what the game shows
+Make = Callable[[bool], gymnasium.Env[Any, Any]]
 
 
-class PixelGame(Game):
-    """One copy of a gymnasium game; lives are info["lives"], where the game tells them.
+class PixelEnv(SingleEnv):
+    """One copy of a gymnasium game; lives are info["lives"], where the game has them.
 
-    Of the config only max_episode_steps and same_seed_resets apply.
-    Raises: ValueError for a game whose observations or actions do not fit.
+    What it returns is checked at every step, and a mistake is a UserError; an exception it raises is its own and passes through.
+
+    Args:
+        name: of the game, for messages.
+        env: to be stepped; closed by close().
+        config: time limit, seeds of resets, and where frames come from.
+        seed: of the first reset, or of all.
+    Raises: UserError for observations or actions that do not fit.
     """
 
-    def __init__(self, env: gymnasium.Env[Any, Any], config: EnvConfig, seed: int) -> None:
-        frames, actions = env.observation_space, env.action_space
-        if not isinstance(frames, Box) or frames.shape != FRAME_SHAPE or frames.dtype != np.uint8:
-            raise ValueError(f"a game's observations must be Box(0, 255, {FRAME_SHAPE}, uint8), got {frames}")
-        if not isinstance(actions, Discrete) or actions.start != 0:
-            raise ValueError(f"a game's actions must be Discrete and start at 0, got {actions}")
-        super().__init__(int(actions.n))
+    def __init__(self, name: str, env: gymnasium.Env[Any, Any], config: EnvConfig, seed: int) -> None:
+        num_actions, self._to_action = flatten_actions(name, env.action_space)
+        super().__init__(num_actions)
         self.can_save = hasattr(env, "get_state") and hasattr(env, "set_state")
+        self._format: FrameFormat | None = None  # of render()'s frames, known from the first on
+        if not config.render_obs:
+            self._format = format_of_space(name, env)
+        elif env.render_mode != "rgb_array":
+            raise UserError(
+                f'{name} must have render_mode "rgb_array" for --env.render-obs, got {env.render_mode!r}; give it that when '
+                "it is made"
+            )
+        self._name = name
         self._env: Any = env
         self._config = config
         self._seed = seed
@@ -40,27 +53,62 @@ class PixelGame(Game):
 
     def reset(self) -> None:
         reseed = self._config.same_seed_resets or not self._seeded
-        frame, info = self._env.reset(seed=self._seed if reseed else None)
+        result = self._env.reset(seed=self._seed if reseed else None)
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise UserError(f"{self._name} must return (observation, info) from reset(), got {_kind(result)}")
+        if not self._seeded and self.can_save:
+            self.save()  # a mistake in it shows now, not at the first checkpoint
         self._seeded = True
         self.elapsed, self.terminated, self.truncated = 0, False, False
-        self._observe(frame, info)
+        self._observe(*result)
 
     def step(self, action: int) -> float:
-        frame, reward, terminated, truncated, info = self._env.step(action)
+        result = self._env.step(self._to_action(action))
+        if not isinstance(result, tuple) or len(result) != 5:
+            wanted = "(observation, reward, terminated, truncated, info)"
+            raise UserError(f"{self._name} must return {wanted} from step(), got {_kind(result)}")
+        observation, reward, terminated, truncated, info = result
         self.elapsed += 1
         self.terminated = bool(terminated)
         self.truncated = bool(truncated) or self.elapsed >= self._config.max_episode_steps
-        self._observe(frame, info)
-        return float(reward)
+        self._observe(observation, info)
+        return self._checked_reward(reward)
 
-    def _observe(self, frame: np.ndarray, info: dict[str, Any]) -> None:
-        if frame.shape != FRAME_SHAPE or frame.dtype != np.uint8:
-            raise ValueError(f"a frame must be uint8 of shape {FRAME_SHAPE}, got {frame.dtype} of shape {frame.shape}")
-        self.obs = frame.transpose(2, 0, 1).copy(order="C")  # [64, 64, 3] -> [3, 64, 64]; the game may reuse its frame
+    def _observe(self, observation: Any, info: Any) -> None:
+        if not isinstance(info, dict):
+            raise UserError(f"{self._name} must return a dict as info, got {_kind(info)}; an empty one will do")
+        if self._config.render_obs:
+            observation = self._render()
+            self._format = self._format or format_of_picture(self._name, observation)
+        assert self._format is not None
+        self.obs = self._format(observation)
         self.lives = int(info.get("lives", 0))
 
+    def _render(self) -> Any:
+        try:
+            return self._env.render()
+        except gymnasium.error.DependencyNotInstalled as error:
+            raise UserError(f"{self._name} cannot be rendered: {' '.join(str(error).split())}") from None
+
+    def _checked_reward(self, reward: Any) -> float:
+        try:
+            value = float(reward)
+        except (TypeError, ValueError):
+            value = math.nan
+        if not math.isfinite(value):
+            got = reward if isinstance(reward, (int, float)) else f"{reward!r:.60} ({_kind(reward)})"
+            raise UserError(
+                f"{self._name} must give a finite number as reward, got {got} at step {self.elapsed} of an episode"
+            )
+        return value
+
     def save(self) -> dict[str, np.ndarray]:
-        state: dict[str, np.ndarray] = self._env.get_state()
+        state = self._env.get_state()
+        if not isinstance(state, dict) or not all(map(_is_array, state.values())):
+            raise UserError(
+                f"{self._name} must return a dict of numpy arrays of numbers from get_state(), got {_kind(state)}; rename it if "
+                "it means something else, and games start anew when a run is resumed"
+            )
         return state
 
     def load(self, state: dict[str, np.ndarray]) -> None:
@@ -74,7 +122,18 @@ class PixelGame(Game):
 class GymnasiumVectorEnv(SequentialVectorEnv):
     """N copies of what `make` makes; copy k is seeded with seed + k."""
 
-    def __init__(
-        self, make: Callable[[], gymnasium.Env[Any, Any]], config: EnvConfig, *, num_envs: int, seed: int
-    ) -> None:
-        super().__init__([PixelGame(make(), config, seed + k) for k in range(num_envs)], "gymnasium")
+    def __init__(self, name: str, make: Make, config: EnvConfig, *, num_envs: int, seed: int) -> None:
+        envs = [make(config.render_obs) for _ in range(num_envs)]
+        super().__init__([PixelEnv(name, env, config, seed + k) for k, env in enumerate(envs)], "gymnasium")
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.kind in "biuf"
+
+
+def _kind(value: Any) -> str:
+    """What a value is, for messages: 'tuple of 4', 'ndarray of shape (2,)', 'float'."""
+    name = type(value).__name__
+    if isinstance(value, np.ndarray):
+        return f"{name} of shape {value.shape}"
+    return f"{name} of {len(value)}" if isinstance(value, (tuple, list, dict)) else name

@@ -1,4 +1,4 @@
-"""Vector environments made of single games, stepped one after the other in this process.
+"""Vector environments made of single ones, stepped one after the other in this process.
 
 N environments
 """
@@ -13,7 +13,7 @@ from stormfast.errors import UserError
 from stormfast.records import OBS_SHAPE, EnvStep
 
 
-class Game(ABC):
+class SingleEnv(ABC):
     """One environment, with the bookkeeping of its episode.
 
     Attributes:
@@ -60,50 +60,50 @@ class Game(ABC):
 
 
 class SequentialVectorEnv(VectorEnv):
-    """N games as one vector environment. Its state() holds the arrays of game k under 'env{k}.'."""
+    """N environments as one. Its state() holds the arrays of environment k under 'env{k}.'."""
 
-    def __init__(self, games: Sequence[Game], backend: str) -> None:
-        super().__init__(len(games), games[0].num_actions, backend)
-        self._games = games
+    def __init__(self, envs: Sequence[SingleEnv], backend: str) -> None:
+        super().__init__(len(envs), envs[0].num_actions, backend)
+        self._envs = envs
 
     def _reset(self) -> EnvStep:
-        for game in self._games:
-            game.reset()
-        return first_step(np.stack([game.obs for game in self._games]))
+        for env in self._envs:
+            env.reset()
+        return first_step(np.stack([env.obs for env in self._envs]))
 
     def _step(self, action: np.ndarray) -> EnvStep:
         reward = np.zeros(self.num_envs, np.float32)
         life_lost, is_first = np.zeros((2, self.num_envs), bool)
-        for i, game in enumerate(self._games):
-            if game.over:
+        for i, env in enumerate(self._envs):
+            if env.over:
                 is_first[i] = True
-                game.reset()
+                env.reset()
                 continue
-            lives = game.lives
-            reward[i] = game.step(int(action[i]))
-            life_lost[i] = game.lives < lives
+            lives = env.lives
+            reward[i] = env.step(int(action[i]))
+            life_lost[i] = env.lives < lives
         return EnvStep(
-            obs=np.stack([game.obs for game in self._games]),
+            obs=np.stack([env.obs for env in self._envs]),
             reward=reward,
-            terminated=np.array([game.terminated for game in self._games]),
-            truncated=np.array([game.truncated for game in self._games]),
+            terminated=np.array([env.terminated for env in self._envs]),
+            truncated=np.array([env.truncated for env in self._envs]),
             life_lost=life_lost,
             is_first=is_first,
         )
 
     def _close(self) -> None:
-        for game in self._games:
-            game.close()
-        self._games = ()
+        for env in self._envs:
+            env.close()
+        self._envs = ()
 
     def _state(self) -> dict[str, np.ndarray] | None:
-        if not all(game.can_save for game in self._games):
+        if not all(env.can_save for env in self._envs):
             return None
         state: dict[str, np.ndarray] = {}
-        for k, game in enumerate(self._games):
-            counters = np.array([game.lives, game.elapsed, game.terminated, game.truncated], np.int64)
-            state |= {f"env{k}.obs": game.obs, f"env{k}.counters": counters}
-            state |= {f"env{k}.game.{name}": array for name, array in game.save().items()}
+        for k, env in enumerate(self._envs):
+            counters = np.array([env.lives, env.elapsed, env.terminated, env.truncated], np.int64)
+            state |= {f"env{k}.obs": env.obs, f"env{k}.counters": counters}
+            state |= {f"env{k}.game.{name}": array for name, array in env.save().items()}
         return state
 
     def _load_state(self, state: dict[str, np.ndarray]) -> None:
@@ -112,30 +112,30 @@ class SequentialVectorEnv(VectorEnv):
             raise UserError(
                 f"an environment state must be of {self.num_envs} environments, got one of {len(counts)}; keep --num-envs as it was."
             )
-        for k, game in enumerate(self._games):
+        for k, env in enumerate(self._envs):
             arrays = {
                 name.removeprefix(f"env{k}."): array for name, array in state.items() if name.startswith(f"env{k}.")
             }
             try:
-                _load_game(game, arrays)
+                _load_env(env, arrays)
             except ValueError as error:
                 raise UserError(
                     f"The saved state of environment {k} does not fit: {error}; resume an older checkpoint, or start anew."
                 ) from error
 
 
-def _load_game(game: Game, arrays: dict[str, np.ndarray]) -> None:
-    if not game.can_save:
+def _load_env(env: SingleEnv, arrays: dict[str, np.ndarray]) -> None:
+    if not env.can_save:
         raise ValueError("this game has no state to load")
     own = {name.removeprefix("game."): array for name, array in arrays.items() if name.startswith("game.")}
     check_arrays(
         {name: array for name, array in arrays.items() if not name.startswith("game.")},
         {"obs": (np.uint8, OBS_SHAPE), "counters": (np.int64, (4,))},
     )
-    game.load(own)
-    game.obs = arrays["obs"].copy()
-    game.lives, game.elapsed = (int(x) for x in arrays["counters"][:2])
-    game.terminated, game.truncated = (bool(x) for x in arrays["counters"][2:])
+    env.load(own)
+    env.obs = arrays["obs"].copy()
+    env.lives, env.elapsed = (int(x) for x in arrays["counters"][:2])
+    env.terminated, env.truncated = (bool(x) for x in arrays["counters"][2:])
 
 
 def check_arrays(arrays: dict[str, np.ndarray], want: dict[str, tuple[type, tuple[int, ...]]]) -> None:

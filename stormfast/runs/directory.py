@@ -9,6 +9,7 @@ import os
 import time
 from pathlib import Path
 
+from stormfast.envs.games import canonical_name, find
 from stormfast.errors import UserError
 from stormfast.schema import to_json
 from stormfast.settings import TrainConfig, from_json
@@ -27,11 +28,11 @@ def create(config: TrainConfig) -> Path:
     path = Path(config.run_dir) if config.run_dir else None
     try:
         if path is None:
-            path = make_default(RUNS / config.game)
+            path = make_default(RUNS / find(config.game).slug)
         else:
             _refuse(path, config.resume)
             path.mkdir(parents=True, exist_ok=True)
-        saved = dataclasses.replace(config, run_dir=str(path), resume=False)
+        saved = dataclasses.replace(config, game=canonical_name(config.game), run_dir=str(path), resume=False)
         write_whole(path / CONFIG, to_json(saved).encode())
     except OSError as error:
         raise UserError(

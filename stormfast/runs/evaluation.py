@@ -1,8 +1,7 @@
 """Evaluating a run: its agent, or random actions on the same footing, on full episodes by the run's rules."""
 
-import dataclasses
+from dataclasses import asdict, dataclass
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -38,7 +37,7 @@ class Evaluation:
             "episode_returns": [episode.game_return for episode in self.episodes],
             "episode_lengths": [episode.length for episode in self.episodes],
             "episode_truncated": [episode.truncated for episode in self.episodes],
-            "rules": dataclasses.asdict(self.config.evaluation) | dataclasses.asdict(self.config.env),
+            "rules": asdict(self.config.evaluation) | asdict(self.config.env) | asdict(self.config.atari),
         }
 
 
@@ -72,7 +71,9 @@ def evaluate(
     seed_of_games, rules = env_seed(config.seed, seed), config.evaluation
     count = default_episodes(config) if episodes is None else episodes
     num_envs = min(num_envs, count)
-    env = make_env(config.game, config.env, num_envs=num_envs, backend=config.env_backend, seed=seed_of_games)
+    env = make_env(
+        config.game, config.env, config.atari, num_envs=num_envs, backend=config.env_backend, seed=seed_of_games
+    )
     try:
         torch.manual_seed(seed_of_games)
         policy: Policy = RandomPolicy(env.num_actions, np.random.default_rng(seed_of_games))

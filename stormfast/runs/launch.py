@@ -32,6 +32,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from stormfast.envs import check_settings
+from stormfast.envs.games import find
 from stormfast.errors import UserError
 from stormfast.memory.estimate import num_fitting
 from stormfast.plan import Plan, choose_device, plan
@@ -108,8 +110,8 @@ def summary(processes: Sequence[Process], todo: Sequence[Planned], seconds: floa
 def pairs(launch: LaunchConfig) -> list[tuple[str, int]]:
     """(game, seed) of each run; the first seed of every game first, so that a table fills evenly."""
     games = launch.games
-    if len(set(games)) < len(games):
-        raise UserError(f"--game must name each game once, got '{launch.game}'")
+    if len({find(game).slug for game in games}) < len(games):  # they name the directories
+        raise UserError(f"--game must name each game once, and no two alike, got '{launch.game}'")
     last = launch.seed + launch.seeds - 1
     if last not in SEED:
         raise UserError(
@@ -129,6 +131,7 @@ def new_runs(launch: LaunchConfig) -> list[Planned]:
         raise UserError(f"--run-dir must be a directory for several runs, but {group} is a run; choose another")
     planned_runs = [new_run(settings, group, *pair) for pair in wanted]
     for planned in planned_runs:
+        check_settings(planned.config)
         if planned.run_dir.exists():
             raise UserError(
                 f"{planned.run_dir} is there already. Add --resume to go on with the runs in {group}, or choose "
@@ -139,7 +142,7 @@ def new_runs(launch: LaunchConfig) -> list[Planned]:
 
 def new_run(settings: TrainConfig, group: Path, game: str, seed: int) -> Planned:
     """A run that begins, with these settings but for its game, seed and directory."""
-    config = replace(settings, game=game, seed=seed, run_dir=str(group / f"{game}-seed{seed}"), resume=False)
+    config = replace(settings, game=game, seed=seed, run_dir=str(group / f"{find(game).slug}-seed{seed}"), resume=False)
     kind = ("--preset", config.preset, "--protocol", config.protocol)
     return Planned(config, (*kind, *flags(config, preset_config(config.preset, config.protocol))))
 
@@ -157,7 +160,7 @@ def resumed_runs(launch: LaunchConfig, args: Sequence[str], read_config: ReadCon
     check_name("run_dir", launch.run_dir)
     group, planned_runs = Path(launch.run_dir), {}
     for game, seed in pairs(launch):
-        path = group / f"{game}-seed{seed}"
+        path = group / f"{find(game).slug}-seed{seed}"
         if _has_begun(path):
             one = [
                 "--game",

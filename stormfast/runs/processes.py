@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from stormfast.envs.games import find
 from stormfast.runs.metrics import METRICS
 from stormfast.runs.progress import RATE_OVER, log_line
 from stormfast.runs.signals import SignalWatch
@@ -84,7 +85,7 @@ class Process:
         *lines, self._partial = (self._partial + self._log.read() + end).split(b"\n")
         texts = [line.decode(errors="replace").strip() for line in lines]
         self.is_stopping |= any(text.startswith(STOPPING) for text in texts)
-        return [text for text in texts if text and not text.startswith(f"{self.planned.config.game}  ")]
+        return [text for text in texts if text and not text.startswith(f"{find(self.planned.config.game).slug}  ")]
 
     def read_metrics(self) -> None:
         """Takes step, rate and return from the metrics that the run has written since it was looked at."""

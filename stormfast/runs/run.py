@@ -87,6 +87,7 @@ def build(config: TrainConfig, run_dir: Path, decided: Plan | None = None) -> Ru
     env = make_env(
         config.game,
         config.env,
+        config.atari,
         num_envs=config.num_envs,
         backend=config.env_backend,
         seed=env_seed(config.seed, saved),

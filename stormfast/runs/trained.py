@@ -61,7 +61,12 @@ class Trained:
         """The run's game by the run's rules. `seed` is the user's: see env_seed. Raises: UserError."""
         config = self.config
         return make_env(
-            config.game, config.env, num_envs=num_envs, backend=config.env_backend, seed=env_seed(config.seed, seed)
+            config.game,
+            config.env,
+            config.atari,
+            num_envs=num_envs,
+            backend=config.env_backend,
+            seed=env_seed(config.seed, seed),
         )
 
     def play(self, num_steps: int, *, seed: int = 0) -> Replay:
