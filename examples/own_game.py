@@ -3,8 +3,8 @@
     stormfast train --game examples/own_game.py:make --preset cpu --steps 3000 --agent.entropy 3e-2
     stormfast evaluate runs/own_game-make/DATE-TIME
 
-A car drives towards walls, each with one gap, four steps apart: 1 for a gap that it meets, -1 for a wall that it hits. An episode
-is ten walls. Random driving scores about -5, perfect driving 10; one CPU core learns it in some minutes.
+A car drives towards walls, each with one gap, four steps apart: 1 for each gap that it meets, -1 for each wall that it
+hits. An episode is ten walls. Random driving scores -5, perfect driving 10; one CPU core learns it in some minutes.
 """
 
 import gymnasium

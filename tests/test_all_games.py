@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from stormfast.envs.games import SCORES
+from stormfast.envs.games import ATARI_100K
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize(("game", "num_envs"), [*((game, 1) for game in SCORES), ("Pong", 4), ("Breakout", 4)])
+@pytest.mark.parametrize(("game", "num_envs"), [*((game, 1) for game in ATARI_100K), ("Pong", 4), ("Breakout", 4)])
 def test_trains_and_evaluates(game: str, num_envs: int, command: list[str], tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     flags = [

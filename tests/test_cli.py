@@ -30,7 +30,7 @@ BAD = [
     (["train", "--game", "Pongg"], "Unknown game 'Pongg'. Did you mean 'Pong'?"),
     (["train", "--preset", "big"], "Invalid choice 'big' for argument '--preset'."),
     (["train", "--num-envs", "x"], "--num-envs must be an integer, got 'x'."),
-    (["train", "--env.sticky", "x"], "--env.sticky must be a number, got 'x'."),
+    (["train", "--atari.sticky", "x"], "--atari.sticky must be a number, got 'x'."),
     (["train", "--num-envs"], "Missing value for argument '--num-envs'."),
     (["train", "--world-model.channels", "1", "2"], "Missing value for argument '--world-model.channels'."),
     (["train", "--preset", "tiny", "--agent.gamma", "2"], "agent.gamma must be > 0 and <= 1, got 2.0"),
@@ -103,7 +103,7 @@ def test_bad_input_is_one_line_and_status_2(
 
 @pytest.mark.parametrize(("columns", "encoding"), [("30", "utf-8"), ("30", "ascii"), ("500", "utf-8")])
 def test_error_lines_do_not_depend_on_the_terminal(columns: str, encoding: str, command: list[str]) -> None:
-    mistakes = [["--preset", "big"], ["--world-model.batch-length", "x"], ["--env.sticky"]]
+    mistakes = [["--preset", "big"], ["--world-model.batch-length", "x"], ["--atari.sticky"]]
     code = command[2].replace("sys.exit(main())", f"print([main(['train', *args]) for args in {mistakes!r}])")
     environment = os.environ | {"COLUMNS": columns, "PYTHONIOENCODING": encoding}
     done = subprocess.run([command[0], "-c", code], env=environment, capture_output=True, text=True, check=True)
@@ -111,7 +111,7 @@ def test_error_lines_do_not_depend_on_the_terminal(columns: str, encoding: str, 
     expected = [
         "Invalid choice 'big' for argument '--preset'. Expected one of ('auto', 'storm', 'fast', 'cpu', 'tiny').",
         "--world-model.batch-length must be an integer, got 'x'.",
-        "Missing value for argument '--env.sticky'. Expected 1 values.",
+        "Missing value for argument '--atari.sticky'. Expected 1 values.",
     ]
     assert done.stderr.splitlines() == [
         f"stormfast: error: {line} `stormfast train --help` lists the arguments." for line in expected

@@ -84,10 +84,10 @@ def test_storm_has_the_sizes_of_the_paper() -> None:
         ({"steps": "7"}, "steps must be int, got '7'"),
         ({"seed": 2**31}, "seed must be >= 0 and < 2147482624, got 2147483648"),
         ({"num_envs": 0}, "num_envs must be >= 1 and <= 256, got 0"),
-        ({"env.noop_max": -1}, "env.noop_max must be >= 0 and <= 100000, got -1"),
-        ({"env.frame_skip": 5000}, "env.frame_skip must be >= 1 and <= 1000, got 5000"),
+        ({"atari.noop_max": -1}, "atari.noop_max must be >= 0 and <= 100000, got -1"),
+        ({"atari.frame_skip": 5000}, "atari.frame_skip must be >= 1 and <= 1000, got 5000"),
         ({"env.max_episode_steps": 2**31 - 1}, "env.max_episode_steps must be >= 1 and <= 2147483646, got 2147483647"),
-        ({"env.sticky": 1.0}, "env.sticky must be >= 0 and < 1, got 1.0"),
+        ({"atari.sticky": 1.0}, "atari.sticky must be >= 0 and < 1, got 1.0"),
         ({"run_dir": " "}, "run_dir must not be empty, got ' '"),
         ({"replay.demonstration": "\udcff"}, "replay.demonstration must be UTF-8 text, got '\\udcff'"),
         ({"preset": "big"}, "preset must be one of auto, storm, fast, cpu, tiny, got 'big'"),
@@ -117,9 +117,9 @@ def test_storm_has_the_sizes_of_the_paper() -> None:
             "envpool",
         ),
         (
-            {"env.noop_max": 0, "env_backend": "envpool"},
+            {"atari.noop_max": 0, "env_backend": "envpool"},
             "env_backend must be ale or auto, because envpool cannot start an episode without a no-op frame, as "
-            "env.noop_max 0 asks; got envpool",
+            "atari.noop_max 0 asks; got envpool",
         ),
     ],
 )
@@ -129,16 +129,17 @@ def test_bad_settings_are_told_in_one_line(settings: dict[str, object], expected
 
 @pytest.mark.parametrize("backend", ["auto", "ale"])
 def test_no_noops_need_no_envpool(backend: str) -> None:
-    c.validate(schema.override(c.TrainConfig(), {"env.noop_max": 0, "env_backend": backend, "num_envs": 4}))
+    c.validate(schema.override(c.TrainConfig(), {"atari.noop_max": 0, "env_backend": backend, "num_envs": 4}))
 
 
 def test_the_reference_protocol_starts_without_noops() -> None:
-    assert c.preset_config("storm", "reference").env == c.EnvConfig(sticky=0.25, noop_max=0, same_seed_resets=True)
+    assert c.preset_config("storm", "reference").env == c.EnvConfig(same_seed_resets=True)
+    assert c.preset_config("storm", "reference").atari == c.AtariConfig(sticky=0.25, noop_max=0)
 
 
 def test_the_limits_of_an_environment_are_allowed() -> None:
-    limits = c.EnvConfig(frame_skip=1000, noop_max=100_000, max_episode_steps=2**31 - 2, sticky=0.999)
-    c.validate_env(limits, num_envs=256, backend="envpool", seed=2**31 - 1025)
+    limits = c.AtariConfig(frame_skip=1000, noop_max=100_000, sticky=0.999)
+    c.validate_env(c.EnvConfig(max_episode_steps=2**31 - 2), limits, num_envs=256, backend="envpool", seed=2**31 - 1025)
 
 
 def test_huge_integers_do_not_overflow() -> None:
@@ -183,7 +184,7 @@ def test_every_field_is_documented() -> None:
         ({"seed": 5}, False),
         ({"num_envs": 2}, False),
         ({"agent.gamma": 0.9}, False),
-        ({"env.sticky": 0.1}, False),
+        ({"atari.sticky": 0.1}, False),
         ({"preset": "fast"}, False),
     ],
 )

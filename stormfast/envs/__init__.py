@@ -96,9 +96,8 @@ def choose_backend(game: str, env: EnvConfig, atari: AtariConfig, *, num_envs: i
         return _choose_auto(env, atari, num_envs)
     problem = why_not_importable(backend)
     if problem:
-        raise UserError(
-            f"--env-backend {backend} must be importable, but {problem}. `{_INSTALL[backend]}`, or take --env-backend auto."
-        )
+        how = f"`{_INSTALL[backend]}`, or take --env-backend auto"
+        raise UserError(f"--env-backend {backend} must be importable, but {problem}. {how}.")
     return Backend(backend, "asked for by --env-backend")
 
 

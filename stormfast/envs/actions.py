@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 
+from stormfast.envs.frames import shortly
 from stormfast.errors import UserError
 
 MOST_ACTIONS = 256  # replay keeps an action in a byte
@@ -15,7 +16,8 @@ MOST_ACTIONS = 256  # replay keeps an action in a byte
 def flatten_actions(game: str, space: Any) -> tuple[int, Callable[[int], Any]]:
     """How many actions a space has, and what turns 0 <= action < that number into one of its elements.
 
-    Several choices at once (MultiDiscrete, MultiBinary) count as one action for each combination, the last choice fastest.
+    Several choices at once (MultiDiscrete, MultiBinary) are one action for each combination; the last choice varies
+    fastest.
     Raises: UserError for a space that is not finite, or holds more than 256 actions.
     """
     if isinstance(space, Discrete):
@@ -31,7 +33,8 @@ def flatten_actions(game: str, space: Any) -> tuple[int, Callable[[int], Any]]:
             if isinstance(space, Box)
             else "flatten it in a wrapper"
         )
-        raise UserError(f"{game} must take Discrete, MultiDiscrete or MultiBinary actions, got {space}; {hint}")
+        wanted = "Discrete, MultiDiscrete or MultiBinary"
+        raise UserError(f"{game} must take {wanted} actions, got {shortly(space)}; {hint}")
     sizes = [int(size) for size in choices.flat]
 
     def unflatten(action: int) -> np.ndarray:
@@ -44,6 +47,7 @@ def flatten_actions(game: str, space: Any) -> tuple[int, Callable[[int], Any]]:
 def _checked(game: str, space: Any, count: int) -> int:
     if count > MOST_ACTIONS:
         raise UserError(
-            f"{game} must have at most {MOST_ACTIONS} actions, got {count} in {space}; leave some out in a wrapper"
+            f"{game} must have at most {MOST_ACTIONS} actions, got {count} in {shortly(space)}; "
+            "leave some out in a wrapper"
         )
     return count

@@ -4,13 +4,13 @@ H, W = 210, 160 raw screen
 
 The rules are envpool's: a reset plays 1..noop_max no-op frames, drawn by MT19937(seed), and with
 noop_max 0, which envpool has not, it plays and draws none; an action lasts frame_skip frames and
-the last two are max-pooled, then resized by area; a game over within the skip ends it, and the observation is then made of
-those of the last two frames that were reached, or is the previous observation when neither was.
+the last two are max-pooled, then resized by area; a game over within the skip ends it, and the observation is then made
+of those of the last two frames that were reached, or is the previous observation when neither was.
 
 A saved game is the emulator just before this episode's reset, and the actions since; loading plays them again, without
-looking, at 2,000 to 5,000 steps a second. The emulator's own saved state is not enough in mid-episode: it leaves out the last
-executed action, which a sticky action repeats, and the screen, parts of which a frame may leave as they were. A reset clears
-both.
+looking, at 2,000 to 5,000 steps a second. The emulator's own saved state is not enough in mid-episode: it leaves out
+the last executed action, which a sticky action repeats, and the screen, parts of which a frame may leave as they were. A
+reset clears both.
 """
 
 import zlib
@@ -150,7 +150,8 @@ class AtariEnv(SingleEnv):
             self._play(action, watch=False)
         if not np.array_equal(self._ale.getRAM(), state["ram"]):
             raise ValueError(
-                "playing the episode again must end where it was saved, but the console's RAM differs; were the rules changed?"
+                "playing the episode again must end where it was saved, but the console's RAM differs; "
+                "were the rules changed?"
             )
 
     def close(self) -> None:

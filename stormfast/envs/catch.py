@@ -1,8 +1,8 @@
 """Catch: a built-in pixel game that a small world model learns in minutes.
 
-A ball falls from a random column, one row a step; a paddle on the bottom row moves left, stays, or moves right. Five balls make
-an episode: +1 for each caught, -1 for each missed. Each ball is served with the paddle back in the middle, so that every
-column can be reached with steps to spare; the outcome is shown for one step before the next ball.
+A ball falls from a random column, one row a step; a paddle on the bottom row moves left, stays, or moves right. Five
+balls make an episode: +1 for each caught, -1 for each missed. Each ball is served with the paddle back in the middle,
+so that every column can be reached with steps to spare; the outcome is shown for one step before the next ball.
 """
 
 from typing import Any
@@ -28,7 +28,8 @@ class Catch(gymnasium.Env[np.ndarray, Any]):
         render_mode: None or "rgb_array".
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 8}  # noqa: RUF012 (an instance variable to gymnasium)
+    # gymnasium declares it as an instance variable
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 8}  # noqa: RUF012
 
     def __init__(self, drift: bool = False, render_mode: str | None = None) -> None:
         if render_mode not in (None, "rgb_array"):

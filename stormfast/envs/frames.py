@@ -67,8 +67,8 @@ class FrameFormat:
 def resize(picture: np.ndarray) -> np.ndarray:
     """[H, W, C] uint8 -> [64, 64, C]. The aspect is not kept, as it is not for Atari: no pixel of a frame is wasted.
 
-    A side that shrinks is averaged over its area, so that thin things fade instead of vanishing; a side that grows repeats its
-    pixels, so that the edges and colours of a small game stay as they are.
+    A side that shrinks is averaged over its area, so that thin things fade instead of vanishing; a side that grows
+    repeats its pixels, so that the edges and colours of a small game stay as they are.
     """
     height, width, channels = picture.shape
     if height > SIZE or width > SIZE:
@@ -82,7 +82,7 @@ def format_of_space(game: str, env: gymnasium.Env[Any, Any]) -> FrameFormat:
     """The format that an environment's observation_space promises. Raises: UserError for anything but pixels."""
     space = env.observation_space
     if not isinstance(space, Box):
-        raise UserError(f"{game} must show pixels, got {_shortly(space)}; give one Box of them, or {RENDER_OBS}")
+        raise UserError(f"{game} must show pixels, got {shortly(space)}; give one Box of them, or {RENDER_OBS}")
     _refuse_frame_stack(game, env, space.shape)
     found = _format(game, space.shape, space.dtype)
     high = 255 if found.dtype.kind == "u" else 1
@@ -128,11 +128,9 @@ def _why_not_pixels(shape: tuple[int, ...]) -> str:
         return f"; {RENDER_OBS}"
     channels = min(shape[0], shape[-1])
     if len(shape) == 3 and channels == 4:
-        return (
-            ": either RGBA, whose alpha must go, or four frames stacked, of which one is enough: the agent has a memory"
-        )
+        return "; drop the alpha of RGBA; of four stacked frames give one: the agent has a memory of its own"
     if len(shape) > 3 or channels % 3 == 0 or channels % 4 == 0:
-        return "; stacked frames? Leave the wrapper that stacks them out: the agent has a memory, and takes one frame a step"
+        return "; stacked frames? Leave the wrapper that stacks them out: the agent has a memory of its own"
     return ""
 
 
@@ -148,6 +146,7 @@ def _refuse_frame_stack(game: str, env: Any, shape: tuple[int, ...]) -> None:
         env = env.env
 
 
-def _shortly(space: Any) -> str:
+def shortly(space: Any) -> str:
+    """A space in at most 80 characters, on one line, for messages."""
     text = " ".join(str(space).split())
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -25,6 +25,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
+from stormfast.config import GAME
 from stormfast.envs.scores import ATARI_100K, SCORES
 from stormfast.errors import UserError
 from stormfast.schema import nearest
@@ -46,7 +47,6 @@ __all__ = [
 ]
 
 BUILT_IN = ("Catch",)  # small enough to learn in minutes on two cores
-FORMS = "a name that `stormfast games` lists, gym:ENV_ID, package.module:make or path/to/file.py:make"
 _NO_SINGLE_PLAYER = {"combat", "joust", "maze_craze", "warlords"}
 _GYM = "gym:"
 
@@ -60,8 +60,8 @@ class Game:
     Attributes:
         name: as saved in config.json; a file's path is absolute there.
         slug: a directory name made of it.
-        make: None for Atari, whose backends make their own environments. Else a function of one argument, whether frames
-            will be rendered, which gives a gymnasium.Env.
+        make: None for Atari, whose backends make their own environments. Else a function of one argument, whether
+            frames will be rendered, which gives a gymnasium.Env.
         scores: (random, human), or None where none are published.
     """
 
@@ -90,7 +90,7 @@ def find(name: str) -> Game:
     if module and function.isidentifier():
         stem = Path(module).stem if module.endswith(".py") else module
         return Game(name, _slug(f"{stem}-{function}"), "gymnasium", functools.partial(_make_by_path, name))
-    raise UserError(f"Unknown game '{name}'.{_suggestion(name)} --game takes {FORMS}.")
+    raise UserError(f"Unknown game '{name}'.{_suggestion(name)} --game takes {GAME}.")
 
 
 def check_game(name: str) -> Game:
@@ -108,11 +108,12 @@ def check_game(name: str) -> Game:
 
 
 def canonical_name(name: str) -> str:
-    """The name to save: 'ALE/Pong-v5' is 'Pong', and the path of a file is absolute, so that a run can be resumed from anywhere."""
+    """The name to save: 'ALE/Pong-v5' is 'Pong', and a file's path is absolute: a run can be resumed from anywhere."""
     if match := re.fullmatch(r"ALE/(\w+)-v5", name):
         return match[1]
     module, _, function = name.rpartition(":")
-    return f"{os.path.abspath(module)}:{function}" if module.endswith(".py") and not name.startswith(_GYM) else name
+    is_file = module.endswith(".py") and function.isidentifier() and not name.startswith(_GYM)
+    return f"{os.path.abspath(module)}:{function}" if is_file else name
 
 
 def register_game(
@@ -147,7 +148,7 @@ def human_normalised(game: str, score: float) -> float:
 
 @functools.cache
 def atari_games() -> tuple[str, ...]:
-    """All single-player games of the installed ale-py, sorted; the 57 with published scores where it is not installed."""
+    """All single-player games of the installed ale-py, sorted; without it, the 57 that have published scores."""
     try:
         from ale_py import roms
     except (ImportError, OSError):
@@ -245,8 +246,8 @@ def _load_module(name: str) -> ModuleType:
     except (TypeError, ValueError):  # a name that no module can have, such as '.x' or 'a..b'
         pass
     raise UserError(
-        f"There is no module '{name}' for --game: install it, start from the directory that holds it ({Path.cwd()} does not), "
-        "or give path/to/file.py:make"
+        f"There is no module '{name}' for --game: install it, start from the directory that holds it ({Path.cwd()} "
+        "does not), or give path/to/file.py:make"
     )
 
 

@@ -1,7 +1,7 @@
 """Any gymnasium pixel game as a vector environment: built-in games, gymnasium's, and the user's own.
 
-A game that has get_state() and set_state(), which give and take a dict of numpy arrays that hold all that decides what follows,
-resumes exactly. Any other starts anew when a run is resumed.
+A game with get_state() and set_state(), which give and take a dict of numpy arrays that hold all that decides what
+follows, resumes exactly. Any other starts anew when a run is resumed.
 """
 
 import math
@@ -23,7 +23,7 @@ Make = Callable[[bool], gymnasium.Env[Any, Any]]
 class PixelEnv(SingleEnv):
     """One copy of a gymnasium game; lives are info["lives"], where the game has them.
 
-    What it returns is checked at every step, and a mistake is a UserError; an exception it raises is its own and passes through.
+    What it returns is checked at every step, and a mistake is a UserError; an exception that it raises passes through.
 
     Args:
         name: of the game, for messages.
@@ -41,10 +41,8 @@ class PixelEnv(SingleEnv):
         if not config.render_obs:
             self._format = format_of_space(name, env)
         elif env.render_mode != "rgb_array":
-            raise UserError(
-                f'{name} must have render_mode "rgb_array" for --env.render-obs, got {env.render_mode!r}; give it that when '
-                "it is made"
-            )
+            wanted = 'render_mode "rgb_array" for --env.render-obs'
+            raise UserError(f"{name} must have {wanted}, got {env.render_mode!r}; give it that when it is made")
         self._name = name
         self._env: Any = env
         self._config = config
@@ -106,8 +104,8 @@ class PixelEnv(SingleEnv):
         state = self._env.get_state()
         if not isinstance(state, dict) or not all(map(_is_array, state.values())):
             raise UserError(
-                f"{self._name} must return a dict of numpy arrays of numbers from get_state(), got {_kind(state)}; rename it if "
-                "it means something else, and games start anew when a run is resumed"
+                f"{self._name} must return a dict of numpy arrays of numbers from get_state(), got {_kind(state)}; "
+                "rename it if it means something else, and games start anew when a run is resumed"
             )
         return state
 

@@ -1,7 +1,7 @@
 """Published scores of the random policy and of a human, which normalise a game's return.
 
-Wang et al. 2016 (arXiv 1511.06581), as in every Atari 100k paper. The values were checked in two places that agree on all of
-them: atari_data.py of DeepMind's dqn_zoo, and appendix B.3 of MR.Q (Fujimoto et al. 2025).
+Wang et al. 2016 (arXiv 1511.06581), as in every Atari 100k paper. The values were checked in two places that agree on
+all of them: atari_data.py of DeepMind's dqn_zoo, and appendix B.3 of MR.Q (Fujimoto et al. 2025).
 """
 
 # game: (random, human)

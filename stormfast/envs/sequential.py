@@ -110,7 +110,8 @@ class SequentialVectorEnv(VectorEnv):
         counts = {name.partition(".")[0] for name in state}
         if counts != {f"env{k}" for k in range(self.num_envs)}:
             raise UserError(
-                f"an environment state must be of {self.num_envs} environments, got one of {len(counts)}; keep --num-envs as it was."
+                f"an environment state must be of {self.num_envs} environments, got one of {len(counts)}; "
+                "keep --num-envs as it was."
             )
         for k, env in enumerate(self._envs):
             arrays = {
@@ -120,7 +121,8 @@ class SequentialVectorEnv(VectorEnv):
                 _load_env(env, arrays)
             except ValueError as error:
                 raise UserError(
-                    f"The saved state of environment {k} does not fit: {error}; resume an older checkpoint, or start anew."
+                    f"The saved state of environment {k} does not fit: {error}; resume an older checkpoint, or start "
+                    "anew."
                 ) from error
 
 

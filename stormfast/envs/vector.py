@@ -2,8 +2,8 @@
 
 N environments   A actions
 
-Episodes follow each other by themselves (gymnasium's NEXT_STEP autoreset): the step that ends an episode returns its last
-observation, and the next step ignores that environment's action and returns the first observation of a new one.
+Episodes follow each other by themselves (gymnasium's NEXT_STEP autoreset): the step that ends an episode returns its
+last observation, and the next step ignores that environment's action and returns the first observation of a new one.
 """
 
 from abc import ABC, abstractmethod

@@ -18,10 +18,10 @@ from safetensors.numpy import load_file, save_file
 
 from stormfast.envs import make_env
 from stormfast.envs.ale_backend import AleVectorEnv, _draw, _mt19937, rom_name
-from stormfast.envs.games import SCORES
+from stormfast.envs.games import ATARI_100K
 from stormfast.errors import UserError
 from stormfast.records import EnvStep
-from stormfast.settings import EnvConfig
+from tests.envs.rules import Rules, rules
 
 
 def assert_equal(a: EnvStep, b: EnvStep, where: str) -> None:
@@ -30,11 +30,11 @@ def assert_equal(a: EnvStep, b: EnvStep, where: str) -> None:
 
 
 def compare(
-    game: str, config: EnvConfig, num_steps: int, *, num_envs: int = 1, seed: int = 3, restart_at: int | None = None
+    game: str, config: Rules, num_steps: int, *, num_envs: int = 1, seed: int = 3, restart_at: int | None = None
 ) -> dict[str, int]:
     """Steps both backends with the same random actions; returns how often each flag was seen."""
-    ale = make_env(game, config, num_envs=num_envs, backend="ale", seed=seed)
-    pool = make_env(game, config, num_envs=num_envs, backend="envpool", seed=seed)
+    ale = make_env(game, *config, num_envs=num_envs, backend="ale", seed=seed)
+    pool = make_env(game, *config, num_envs=num_envs, backend="envpool", seed=seed)
     assert isinstance(ale, AleVectorEnv)
     assert ale.num_actions == pool.num_actions
     assert_equal(ale.reset(), pool.reset(), "at reset")
@@ -45,7 +45,7 @@ def compare(
         action = rng.integers(ale.num_actions, size=num_envs)
         a, b = ale.step(action), pool.step(action)
         assert_equal(a, b, f"of {game} at step {t}")
-        assert [g.lives for g in ale._games] == pool._lives.tolist()  # type: ignore[attr-defined]
+        assert [g.lives for g in ale._envs] == pool._lives.tolist()  # type: ignore[attr-defined]
         for name in seen:
             seen[name] += int(getattr(a, name).sum())
     ale.close(), pool.close()
@@ -55,29 +55,29 @@ def compare(
 @pytest.mark.parametrize("sticky", [0.0, 0.25])
 @pytest.mark.parametrize(("game", "ends"), [("Breakout", True), ("RoadRunner", False), ("Pong", False)])
 def test_bit_identical_to_envpool(game: str, ends: bool, sticky: float) -> None:
-    seen = compare(game, EnvConfig(sticky=sticky), 400)
+    seen = compare(game, rules(sticky=sticky), 400)
     assert not ends or (seen["terminated"] and seen["is_first"] and seen["life_lost"])
     assert not seen["truncated"]
 
 
 def test_bit_identical_when_truncated_and_restarted() -> None:
-    seen = compare("Breakout", EnvConfig(max_episode_steps=70, noop_max=7), 200, num_envs=4, seed=0, restart_at=110)
+    seen = compare("Breakout", rules(max_episode_steps=70, noop_max=7), 200, num_envs=4, seed=0, restart_at=110)
     assert seen["truncated"] >= 4
     assert seen["is_first"] >= 4
 
 
 @pytest.mark.parametrize("frame_skip", [1, 2, 5])
 def test_bit_identical_at_other_frame_skips(frame_skip: int) -> None:
-    seen = compare("Breakout", EnvConfig(frame_skip=frame_skip, noop_max=1), 1000 // frame_skip)
+    seen = compare("Breakout", rules(frame_skip=frame_skip, noop_max=1), 1000 // frame_skip)
     assert seen["terminated"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sticky", [0.0, 0.25])
-@pytest.mark.parametrize("game", SCORES)
+@pytest.mark.parametrize("game", ATARI_100K)
 def test_bit_identical_on_every_game(game: str, sticky: float) -> None:
-    compare(game, EnvConfig(sticky=sticky), 800, seed=11)
-    compare(game, EnvConfig(sticky=sticky, max_episode_steps=40), 150, num_envs=3, seed=12)
+    compare(game, rules(sticky=sticky), 800, seed=11)
+    compare(game, rules(sticky=sticky, max_episode_steps=40), 150, num_envs=3, seed=12)
 
 
 @pytest.mark.slow
@@ -85,7 +85,7 @@ def test_bit_identical_over_many_terminal_frames() -> None:
     """A game over can fall on any of the four frames of a step, each with its own rule for the last observation."""
     assert (
         sum(
-            compare(game, EnvConfig(), 3000, seed=21)["terminated"]
+            compare(game, rules(), 3000, seed=21)["terminated"]
             for game in ("Breakout", "RoadRunner", "Asterix", "UpNDown")
         )
         > 40
@@ -94,7 +94,7 @@ def test_bit_identical_over_many_terminal_frames() -> None:
 
 def test_against_envpool_itself() -> None:
     """Not through our wrapper: the oracle is envpool.make with its own names."""
-    env = make_env("Assault", EnvConfig(sticky=0.25), num_envs=2, backend="ale", seed=9)
+    env = make_env("Assault", *rules(sticky=0.25), num_envs=2, backend="ale", seed=9)
     options = {"img_height": 64, "img_width": 64, "gray_scale": False, "stack_num": 1, "use_fire_reset": False}
     pool = envpool.make(
         "Assault-v5",
@@ -135,7 +135,7 @@ def test_draws_of_the_noop_stream() -> None:
 
 def test_equal_seeds_equal_games_and_others_not() -> None:
     def frames(seed: int, num_envs: int) -> list[np.ndarray]:
-        env = make_env("Breakout", EnvConfig(sticky=0.25), num_envs=num_envs, backend="ale", seed=seed)
+        env = make_env("Breakout", *rules(sticky=0.25), num_envs=num_envs, backend="ale", seed=seed)
         env.reset()
         return [env.step(np.full(num_envs, t % 4)).obs for t in range(40)]
 
@@ -158,7 +158,7 @@ def test_without_noops_an_episode_starts_at_the_emulators_reset(game: str) -> No
     ale.loadROM(str(roms.get_rom_path(game)))
     actions = ale.getMinimalActionSet()
     env = make_env(
-        game.capitalize(), EnvConfig(noop_max=0, sticky=0.25, max_episode_steps=20), num_envs=1, backend="ale", seed=5
+        game.capitalize(), *rules(noop_max=0, sticky=0.25, max_episode_steps=20), num_envs=1, backend="ale", seed=5
     )
 
     def seen(frames: list[np.ndarray]) -> np.ndarray:
@@ -180,7 +180,7 @@ def test_without_noops_an_episode_starts_at_the_emulators_reset(game: str) -> No
 
 
 def test_without_noops_nothing_is_drawn() -> None:
-    env = make_env("Pong", EnvConfig(noop_max=0), num_envs=1, backend="ale", seed=5)
+    env = make_env("Pong", *rules(noop_max=0), num_envs=1, backend="ale", seed=5)
     env.reset()
     env.reset()
     state = env.state()
@@ -193,8 +193,8 @@ def test_without_noops_nothing_is_drawn() -> None:
 
 def episodes(same_seed: bool) -> list[bytes]:
     """Four episodes of Breakout under the same actions."""
-    config = EnvConfig(sticky=0.25, max_episode_steps=30, same_seed_resets=same_seed)
-    env = make_env("Breakout", config, num_envs=2, backend="ale", seed=4)
+    config = rules(sticky=0.25, max_episode_steps=30, same_seed_resets=same_seed)
+    env = make_env("Breakout", *config, num_envs=2, backend="ale", seed=4)
     found, frames = [], [env.reset().obs]
     for _ in range(4):
         frames += [env.step(np.full(2, t % 4)).obs for t in range(30)]
@@ -212,14 +212,15 @@ def test_same_seed_resets_repeat_the_episode() -> None:
 
 # --- state ---------------------------------------------------------------------------------------------------------
 
-CONFIG = EnvConfig(sticky=0.25, max_episode_steps=120)
+CONFIG = rules(sticky=0.25, max_episode_steps=120)
 RESUME = """
 import sys, hashlib, dataclasses
 import numpy as np
 from safetensors.numpy import load_file
-from stormfast.settings import EnvConfig
+from stormfast.settings import AtariConfig, EnvConfig
 from stormfast.envs import make_env
-env = make_env(sys.argv[1], EnvConfig(sticky=0.25, max_episode_steps=120), num_envs=2, backend="ale", seed=6)
+rules = EnvConfig(max_episode_steps=120), AtariConfig(sticky=0.25)
+env = make_env(sys.argv[1], *rules, num_envs=2, backend="ale", seed=6)
 env.load_state(load_file(sys.argv[2]))
 rng, digest = np.random.default_rng(99), hashlib.sha256()
 for _ in range(int(sys.argv[3])):
@@ -237,7 +238,7 @@ def play(env: object, num_steps: int, seed: int) -> list[EnvStep]:
 
 def test_state_goes_on_exactly_in_a_new_process(tmp_path: Path) -> None:
     game = "MsPacman"
-    env = make_env(game, CONFIG, num_envs=2, backend="ale", seed=6)
+    env = make_env(game, *CONFIG, num_envs=2, backend="ale", seed=6)
     env.reset()
     play(env, 97, seed=1)
     state = env.state()
@@ -255,15 +256,15 @@ def test_state_goes_on_exactly_in_a_new_process(tmp_path: Path) -> None:
     )
 
 
-def check_every_save(game: str, num_steps: int, path: Path, **rules: Any) -> None:
-    """Saves before each of num_steps random steps, then goes back to each save in another object and takes that step again.
+def check_every_save(game: str, num_steps: int, path: Path, **settings: Any) -> None:
+    """Saves before each of num_steps random steps, goes back to each save in another object and takes that step again.
 
-    Each of them, because a state that leaves out the last executed action is right three times of four; backwards, so that
+    Each of them, as a state that leaves out the last executed action is right three times of four; backwards, so that
     nothing is right only because the other object has just come from there.
     """
-    config = EnvConfig(sticky=0.25, max_episode_steps=num_steps // 3, **rules)
-    env = make_env(game, config, num_envs=2, backend="ale", seed=6)
-    other = make_env(game, config, num_envs=2, backend="ale", seed=1234)  # the seed is in the state
+    config = rules(sticky=0.25, max_episode_steps=num_steps // 3, **settings)
+    env = make_env(game, *config, num_envs=2, backend="ale", seed=6)
+    other = make_env(game, *config, num_envs=2, backend="ale", seed=1234)  # the seed is in the state
     env.reset()
     actions = np.random.default_rng(1).integers(env.num_actions, size=(num_steps, 2))
     states, steps = [], []
@@ -289,13 +290,13 @@ def test_every_save_under_the_reference_protocol_goes_on_exactly(tmp_path: Path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("game", SCORES)
+@pytest.mark.parametrize("game", ATARI_100K)
 def test_every_save_goes_on_exactly_on_every_game(game: str, tmp_path: Path) -> None:
     check_every_save(game, 90, tmp_path / "env.safetensors")
 
 
 def test_a_state_is_plain_arrays() -> None:
-    env = make_env("Pong", CONFIG, num_envs=2, backend="ale", seed=6)
+    env = make_env("Pong", *CONFIG, num_envs=2, backend="ale", seed=6)
     env.reset()
     state = env.state()
     assert state is not None
@@ -305,7 +306,7 @@ def test_a_state_is_plain_arrays() -> None:
 
 
 def test_a_state_that_does_not_fit_is_refused() -> None:
-    env = make_env("Pong", CONFIG, num_envs=2, backend="ale", seed=6)
+    env = make_env("Pong", *CONFIG, num_envs=2, backend="ale", seed=6)
     env.reset()
     play(env, 20, seed=1)
     state = env.state()
@@ -340,10 +341,12 @@ def test_a_state_that_does_not_fit_is_refused() -> None:
             state | {f"env1.game.{name}": np.ones_like(state[f"env1.game.{name}"])},
             "environment 1 does not fit: .* checksum differs",
         )
-    other = make_env("Breakout", CONFIG, num_envs=2, backend="ale", seed=6)
+    other = make_env("Breakout", *CONFIG, num_envs=2, backend="ale", seed=6)
     other.reset()
     refused(other.state() or {}, "must come from ale-py .*, Pong, got ale-py .*, Breakout")
-    other_rules = make_env("Pong", dataclasses.replace(CONFIG, frame_skip=3), num_envs=2, backend="ale", seed=6)
+    other_rules = make_env(
+        "Pong", *rules(sticky=0.25, max_episode_steps=120, frame_skip=3), num_envs=2, backend="ale", seed=6
+    )
     with pytest.raises(UserError, match="RAM differs; were the rules changed"):
         other_rules.load_state(state)
     env.load_state(state)
@@ -353,7 +356,7 @@ def test_a_state_that_does_not_fit_is_refused() -> None:
 
 
 def test_life_lost_marks_each_lost_life_and_no_reset() -> None:
-    env = make_env("Breakout", EnvConfig(), num_envs=1, backend="ale", seed=2)
+    env = make_env("Breakout", *rules(), num_envs=1, backend="ale", seed=2)
     env.reset()
     lost, episode = [], 0
     rng = np.random.default_rng(3)
@@ -373,7 +376,7 @@ def test_game_over_on_the_step_of_the_time_limit_is_both(backend: str) -> None:
     """envpool's own terminated flag would say False, and the learner would go on past a game over."""
 
     def length(limit: int) -> tuple[int, EnvStep]:
-        env = make_env("Breakout", EnvConfig(max_episode_steps=limit), num_envs=1, backend=backend, seed=2)
+        env = make_env("Breakout", *rules(max_episode_steps=limit), num_envs=1, backend=backend, seed=2)
         env.reset()
         rng, t = np.random.default_rng(3), 0
         while True:

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
+from stormfast.settings import AtariConfig, EnvConfig
 from stormfast.envs import make_env
 from stormfast.envs.envpool_backend import EnvpoolVectorEnv
-from stormfast.settings import EnvConfig
 
 
 def test_options_reach_envpool() -> None:
-    config = EnvConfig(frame_skip=3, sticky=0.25, noop_max=7, max_episode_steps=99)
-    env = EnvpoolVectorEnv("Freeway", config, num_envs=3, seed=17)
+    atari = AtariConfig(frame_skip=3, sticky=0.25, noop_max=7)
+    env = EnvpoolVectorEnv("Freeway", EnvConfig(max_episode_steps=99), atari, num_envs=3, seed=17)
     got = env._pool.spec.config._asdict()
     want = {
         "num_envs": 3,
@@ -35,7 +35,7 @@ def test_options_reach_envpool() -> None:
 
 
 def test_no_state() -> None:
-    env = make_env("Pong", EnvConfig(), num_envs=2, backend="envpool", seed=0)
+    env = make_env("Pong", EnvConfig(), AtariConfig(), num_envs=2, backend="envpool", seed=0)
     env.reset()
     assert env.state() is None
     with pytest.raises(ValueError, match="envpool backend has no state"):
@@ -43,7 +43,7 @@ def test_no_state() -> None:
 
 
 def test_life_lost_per_environment() -> None:
-    env = make_env("Breakout", EnvConfig(), num_envs=4, backend="envpool", seed=2)
+    env = make_env("Breakout", EnvConfig(), AtariConfig(), num_envs=4, backend="envpool", seed=2)
     env.reset()
     rng, lost, over = np.random.default_rng(0), np.zeros(4, int), np.zeros(4, int)
     for _ in range(400):
@@ -58,7 +58,7 @@ def test_life_lost_per_environment() -> None:
 
 def test_fewer_lives_after_a_reset_are_none_lost() -> None:
     """An episode can end with lives won on the way, more than the next one starts with."""
-    env = EnvpoolVectorEnv("Breakout", EnvConfig(max_episode_steps=3), num_envs=2, seed=0)
+    env = EnvpoolVectorEnv("Breakout", EnvConfig(max_episode_steps=3), AtariConfig(), num_envs=2, seed=0)
     env.reset()
     steps = [env.step(np.zeros(2, np.int64)) for _ in range(3)]
     assert steps[2].truncated.all()

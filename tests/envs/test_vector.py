@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from stormfast.settings import AtariConfig, EnvConfig
 from stormfast.envs import make_env
 from stormfast.envs.vector import VectorEnv
-from stormfast.settings import EnvConfig
 
 # game, backend asked for, its name, A. Two environments each, episodes of 12 steps at most.
 CASES = [("Pong", "ale", "ale", 6), ("Pong", "envpool", "envpool", 6), ("Catch", "auto", "gymnasium", 3)]
@@ -18,7 +18,7 @@ LIMIT = 12
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: case[2])
 def env(request: pytest.FixtureRequest) -> Iterator[VectorEnv]:
     game, backend, name, num_actions = request.param
-    made = make_env(game, EnvConfig(max_episode_steps=LIMIT), num_envs=2, backend=backend, seed=5)
+    made = make_env(game, EnvConfig(max_episode_steps=LIMIT), AtariConfig(), num_envs=2, backend=backend, seed=5)
     assert (made.num_envs, made.num_actions, made.backend) == (2, num_actions, name)
     yield made
     made.close()
@@ -26,7 +26,7 @@ def env(request: pytest.FixtureRequest) -> Iterator[VectorEnv]:
 
 def fresh(index: int) -> VectorEnv:
     game, backend, _, _ = CASES[index]
-    return make_env(game, EnvConfig(max_episode_steps=LIMIT), num_envs=2, backend=backend, seed=5)
+    return make_env(game, EnvConfig(max_episode_steps=LIMIT), AtariConfig(), num_envs=2, backend=backend, seed=5)
 
 
 BAD_ACTIONS = [

@@ -132,7 +132,7 @@ def test_each_run_has_its_game_seed_and_directory_and_the_settings_asked_for(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     args = "--game Pong,Krull --seeds 2 --seed 5 --preset tiny --protocol reference"
-    args += " --world-model.channels 2 4 8 16 --agent.gamma 0.1 --env.noop-max 3"
+    args += " --world-model.channels 2 4 8 16 --agent.gamma 0.1 --atari.noop-max 3"
     launch = read_config(
         [
             *args.split(),
