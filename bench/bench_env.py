@@ -15,7 +15,7 @@ from bench.timing import as_calls
 from stormfast.envs import make_env
 from stormfast.envs.vector import VectorEnv
 from stormfast.errors import UserError
-from stormfast.settings import EnvConfig
+from stormfast.settings import AtariConfig, EnvConfig
 
 PONG = [("Pong", num_envs, backend) for num_envs in (1, 4) for backend in ("ale", "envpool")]
 CASES = [("Catch", 1, "auto"), ("Catch", 4, "auto"), *PONG]
@@ -26,7 +26,7 @@ WARMUP_STEPS = 100  # past the no-op starts
 def env(request: pytest.FixtureRequest) -> Iterator[VectorEnv]:
     game, num_envs, backend = request.param
     try:
-        made = make_env(game, EnvConfig(), num_envs=num_envs, backend=backend, seed=0)
+        made = make_env(game, EnvConfig(), AtariConfig(), num_envs=num_envs, backend=backend, seed=0)
     except UserError as error:
         pytest.skip(str(error))
     yield made

@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from stormfast.dream_env import Dream, DreamEnv
-from stormfast.envs import games
-from stormfast.envs import check_settings
+from stormfast.envs import check_settings, games
 from stormfast.envs import make_env as make_vector_env
 from stormfast.envs.vector import VectorEnv
 from stormfast.loop import train as train_run

@@ -21,10 +21,10 @@ import cv2
 import numpy as np
 from ale_py import roms
 
-from stormfast.settings import AtariConfig, EnvConfig
 from stormfast.envs.games import rom_name
 from stormfast.envs.sequential import SequentialVectorEnv, SingleEnv, check_arrays
 from stormfast.records import OBS_SHAPE
+from stormfast.settings import AtariConfig, EnvConfig
 
 _NOOP = ale_py.Action.NOOP
 _SAVED: dict[str, tuple[type, tuple[int, ...]]] = {

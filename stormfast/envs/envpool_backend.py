@@ -11,9 +11,9 @@ from typing import Any
 import envpool
 import numpy as np
 
-from stormfast.settings import AtariConfig, EnvConfig
 from stormfast.envs.vector import VectorEnv, first_step
 from stormfast.records import OBS_SHAPE, EnvStep
+from stormfast.settings import AtariConfig, EnvConfig
 
 _TASKS = {"TicTacToe3D": "TicTacToe3d"}  # where envpool's name is not ale-py's
 

@@ -25,10 +25,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
-from stormfast.config import GAME
 from stormfast.envs.scores import ATARI_100K, SCORES
 from stormfast.errors import UserError
 from stormfast.schema import nearest
+from stormfast.settings import GAME
 
 if TYPE_CHECKING:
     import gymnasium

@@ -11,11 +11,11 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from stormfast.settings import EnvConfig
 from stormfast.envs.actions import flatten_actions
 from stormfast.envs.frames import FrameFormat, format_of_picture, format_of_space
 from stormfast.envs.sequential import SequentialVectorEnv, SingleEnv
 from stormfast.errors import UserError
+from stormfast.settings import EnvConfig
 
 Make = Callable[[bool], gymnasium.Env[Any, Any]]
 

@@ -1,7 +1,7 @@
 """Evaluating a run: its agent, or random actions on the same footing, on full episodes by the run's rules."""
 
-from dataclasses import asdict, dataclass
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np

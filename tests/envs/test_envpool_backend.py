@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from stormfast.settings import AtariConfig, EnvConfig
 from stormfast.envs import make_env
 from stormfast.envs.envpool_backend import EnvpoolVectorEnv
+from stormfast.settings import AtariConfig, EnvConfig
 
 
 def test_options_reach_envpool() -> None:

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stormfast.settings import TrainConfig, preset_config
 from stormfast.envs import check_settings, choose_backend, make_env
 from stormfast.envs.games import atari_games
 from stormfast.errors import UserError
 from stormfast.schema import override
+from stormfast.settings import TrainConfig, preset_config
 from tests.envs.rules import Rules, rules
 
 SAME_SEED = rules(same_seed_resets=True)

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from stormfast.settings import AtariConfig, EnvConfig
 from stormfast.envs import make_env
 from stormfast.envs.vector import VectorEnv
+from stormfast.settings import AtariConfig, EnvConfig
 
 # game, backend asked for, its name, A. Two environments each, episodes of 12 steps at most.
 CASES = [("Pong", "ale", "ale", 6), ("Pong", "envpool", "envpool", 6), ("Catch", "auto", "gymnasium", 3)]
