@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from typing_extensions import Doc
 
+from stormfast.envs.games import find
 from stormfast.errors import UserError
 from stormfast.schema import check_fields
 from stormfast.settings import POSITIVE, NumEnvs, Seed
@@ -59,7 +60,7 @@ def run(config: Config) -> int:
         check_video_path(Path(config.video))
     trained = None if config.policy == "random" else load(config.run, str(device))
     total = config.episodes or default_episodes(saved)
-    with Progress(total, 0, f"evaluate {saved.game}", unit="episodes") as progress:
+    with Progress(total, 0, f"evaluate {find(saved.game).slug}", unit="episodes") as progress:
         found = evaluate(
             saved,
             trained,
@@ -98,7 +99,7 @@ def print_table(found: "Evaluation", console: object) -> None:
     from rich.table import Table
 
     policy = "random policy" if found.step is None else f"agent at step {found.step:,}"
-    title = f"{found.config.game}: {policy}, {len(found.episodes)} episodes"
+    title = f"{find(found.config.game).slug}: {policy}, {len(found.episodes)} episodes"
     table, score = Table(title=title, show_header=False, title_justify="left"), found.score
     low, high = score.mean_interval_95
     table.add_row("mean return", f"{score.mean:.2f}  [{low:.2f}, {high:.2f}] 95 % bootstrap interval")
