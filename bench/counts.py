@@ -1,22 +1,22 @@
 """How much does the program ask for? OpCounts that no noise touches: launches, FLOPs, compiled graphs, instructions.
 
-    python bench/counts.py                              # the tables, a minute and a half; no GPU needed
-    python bench/counts.py --groups phases,compiled     # without the kernels, whose disassembly takes a minute
-    python bench/counts.py --check                      # exit 1 and a line for each count that is not that of bench/counts.json
-    python bench/counts.py --write                      # after a change that is meant: in the commit that says why
-    python bench/counts.py --json FILE                  # what was counted, to compare two commits
+    python -m bench.counts                              # the tables, a minute and a half; no GPU needed
+    python -m bench.counts --groups phases,compiled     # without the kernels, whose disassembly takes a minute
+    python -m bench.counts --check                      # exit 1 where a count differs from bench/counts.json
+    python -m bench.counts --write                      # make counts: after a change that is meant
+    python -m bench.counts --json FILE                  # what was counted, to compare two commits
 
 What is counted, in three groups:
     phases      launches, host reads, FLOPs and bytes of large operators of each phase of a step, for each preset
-                (stormfast/measure/op_counts.py says what counts, counted/phases.py at which sizes)
+                (stormfast/measure/op_counts.py says what counts, bench/count_runs.py at which sizes)
     compiled    graphs, graph breaks and recompilations of each part that torch.compile is given
     kernels     SASS instructions, registers, shared memory, stack and spills of each Triton kernel at the shapes of the
                 presets, on sm_80, 86, 89, 90 and 120 (profiling/kernel_report.py)
 
-bench/counts.json holds them exactly, and the file must equal what is counted: a rise is a regression, and a fall that nobody
-wrote down could be lost unseen. OpCounts of phases and graphs hold for the version of torch that the file names, those of kernels for
-its version of triton; with another they are left out, with a line, and --check fails: name the groups that can be checked. Exit
-codes: 0 done, 1 a count differs or was not checked (--check), 2 bad input.
+bench/counts.json must equal what is counted: a rise is a regression, and a fall that is not written down could be lost
+again unseen. OpCounts of phases and graphs hold for the version of torch that the file names, those of kernels for its
+version of triton; with another version they are not compared, and --check fails: choose the --groups that can be. Exit
+status: 0 done, 1 a count differs or could not be checked (--check), 2 bad input.
 """
 
 import argparse
@@ -27,43 +27,42 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]  # the counts are of this checkout, whatever is installed
 if __name__ == "__main__":
     os.environ.pop("TRITON_INTERPRET", None)  # kernels are compiled here; triton reads it when it is imported
 
-import torch  # noqa: E402
+import torch
 
-from bench.devices import describe  # noqa: E402
-from bench.script import Parser, check_writable, status_of, written  # noqa: E402
-from stormfast.errors import UserError  # noqa: E402
+from bench.devices import describe
+from bench.script import Parser, check_writable, status_of, written
+from stormfast.errors import UserError
 
 SAVED = Path(__file__).with_name("counts.json")
-GROUPS = {"phases": "torch", "compiled": "torch", "kernels": "triton"}  # group -> whose version its counts depend on
-MODULES = {"phases": "bench.counted.phases", "compiled": "bench.counted.graphs", "kernels": "bench.counted.kernels"}
-RENEW = "python bench/counts.py --write"
-
-
-# --- counting ----------------------------------------------------------------------------------------------------
+GROUPS = {"phases": "torch", "compiled": "torch", "kernels": "triton"}  # group -> library whose version its counts need
+UPDATE = "make counts"
 
 
 def count_group(group: str) -> dict[str, int]:
-    """OpCounts of one group, by flat names. Raises: UserError where they cannot be had here; ImportError in a checkout that lacks the group."""
-    return import_module(MODULES[group]).collect()
+    """OpCounts of a group by flat names, as storm.act.launches. Raises: UserError where they cannot be had here."""
+    if group == "kernels":
+        from bench.counted import kernels  # triton and its disassembler
+
+        return kernels.collect()
+    from bench import count_runs
+
+    return count_runs.phases() if group == "phases" else count_runs.compiled()
 
 
 def collect(groups: Iterable[str] = tuple(GROUPS)) -> dict[str, int]:
-    """OpCounts of the groups, by flat names: storm.world_model.launches. A group that this checkout or machine lacks is a line on stderr."""
+    """OpCounts of the groups; one that cannot be had here is left out with a line on stderr."""
     counts: dict[str, int] = {}
     for group in groups:
         try:
             counts |= count_group(group)
-        except (ImportError, AttributeError, TypeError, UserError) as error:  # an older commit, under a newer bench/
-            say(f"{group} are left out: {type(error).__name__}: {one_line(error)}")
+        except UserError as error:
+            warn(f"{group} are left out: {error}")
     return counts
 
 
@@ -77,12 +76,16 @@ def group_of(name: str) -> str:
 
 @dataclass(frozen=True)
 class Difference:
-    """A count that is not what it was. None: it was not there, or is no more."""
+    """A count that changed. None: it did not exist before, or does no more."""
 
     name: str
     old: int | None
     new: int | None
-    worse: bool  # more than it was; one that came or went is neither worse nor better
+
+    @property
+    def worse(self) -> bool:
+        """It rose. A count that is new or gone is neither worse nor better."""
+        return self.old is not None and self.new is not None and self.new > self.old
 
     def __str__(self) -> str:
         if self.old is None:
@@ -93,30 +96,9 @@ class Difference:
 
 
 def differences(old: dict[str, int], new: dict[str, int]) -> list[Difference]:
-    """Every count that differs, by flat names; those that are worse first."""
-    names = [name for name in old | new if old.get(name) != new.get(name)]
-    found = [
-        Difference(name, old.get(name), new.get(name), name in old and name in new and new[name] > old[name])
-        for name in names
-    ]
+    """Every count that differs, by flat names; those that rose first."""
+    found = [Difference(name, old.get(name), new.get(name)) for name in old | new if old.get(name) != new.get(name)]
     return sorted(found, key=lambda difference: not difference.worse)
-
-
-def comparable(groups: Iterable[str], saved: dict[str, Any], here: dict[str, Any]) -> list[str]:
-    """The groups whose compiler or library is of the version that the file names; a line on stderr for each other.
-
-    Args: saved, here: what describe() says of the file's machine and of this one.
-    """
-    same = []
-    for group in groups:
-        library = GROUPS[group]
-        if version(saved.get(library)) == version(here.get(library)):
-            same.append(group)
-        else:
-            say(
-                f"{group} are left out: counted with {library} {version(saved.get(library))}, and here is {version(here.get(library))}"
-            )
-    return same
 
 
 def version(text: str | None) -> str:
@@ -125,25 +107,25 @@ def version(text: str | None) -> str:
 
 
 def check(path: Path, groups: Sequence[str]) -> int:
-    """Compares with the file and says what differs. Returns: exit code 0 or 1. Raises: UserError."""
+    """Compares with the file and prints what differs. Returns: exit status 0 or 1. Raises: UserError."""
     about, saved = read(path)
-    checked = comparable(groups, about, describe(torch.device("cpu")))
-    counted: dict[str, int] = {}
-    for group in checked:
-        counted |= count_group(group)
+    here = describe(torch.device("cpu"))
+    versions = {library: (version(about.get(library)), version(here.get(library))) for library in GROUPS.values()}
+    checked = [group for group in groups if len(set(versions[GROUPS[group]])) == 1]
+    counted = {name: value for group in checked for name, value in count_group(group).items()}
     found = differences({name: value for name, value in saved.items() if group_of(name) in checked}, counted)
     for difference in found:
-        say(str(difference))
-    worse = sum(difference.worse for difference in found)
+        warn(str(difference))
     if found:
-        say(
-            f"{worse} of {len(counted)} counts rose, {len(found) - worse} differ otherwise; if all are meant, write them down with `{RENEW}`"
-        )
+        warn(f"{len(found)} counts differ from {path.name}; if all changes are meant, run `{UPDATE}`")
     elif checked:
-        print(f"{len(counted)} counts are those of {path.name}")
-    if len(checked) < len(groups):
-        unchecked = ",".join(group for group in groups if group not in checked)
-        say(f"{unchecked} could not be checked; install the versions of {path.name}, or write it with these: `{RENEW}`")
+        print(f"{len(counted)} counts equal those of {path.name}")
+    for group in [group for group in groups if group not in checked]:
+        was, is_now = versions[GROUPS[group]]
+        warn(
+            f"{group} not checked: {path.name} is of {GROUPS[group]} {was}, here is {is_now}; "
+            f"install that version, or run `{UPDATE}`"
+        )
     return 1 if found or len(checked) < len(groups) else 0
 
 
@@ -151,38 +133,27 @@ def check(path: Path, groups: Sequence[str]) -> int:
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
-    """What the file says about where it was counted, and the counts by flat names. Raises: UserError."""
+    """The machine and versions that the file's counts are of, and the counts by flat names. Raises: UserError."""
     try:
         content = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} must hold counts, but {one_line(error)}; write it with --write") from None
-    if (
-        not isinstance(content, dict)
-        or not isinstance(content.get("about"), dict)
-        or not isinstance(content.get("counts"), dict)
-    ):
-        raise UserError(f"{path} must hold 'about' and 'counts', but it lacks one; write it with --write")
-    for library in GROUPS.values():
-        if not isinstance(content["about"].get(library), str | None):
-            raise UserError(
-                f"{path} must name the version of {library}, but it is {content['about'][library]!r}; write it with --write"
-            )
-    counts = flatten(content["counts"])
+        about, counts = dict(content["about"]), flatten(content["counts"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{path} must hold counts as --write writes them, but {type(error).__name__}: {reason}; run `{UPDATE}`"
+        ) from None
     for name, value in counts.items():
         if type(value) is not int:
-            raise UserError(f"{path} must hold whole numbers, but {name} is {json.dumps(value)}; write it with --write")
-    return content["about"], counts
+            raise UserError(f"{path} must hold whole numbers, but {name} is {json.dumps(value)}; run `{UPDATE}`")
+    return about, counts
 
 
 def save(path: Path, counts: dict[str, int]) -> None:
-    """Writes the file whole, with where the counts come from. Raises: UserError."""
-    about = describe(torch.device("cpu")) | {"date": date.today().isoformat(), "command": command()}
+    """Writes the file whole, with the machine, versions, commit and command. Raises: UserError."""
+    command = shlex.join(["python", "-m", "bench.counts", *sys.argv[1:]])
+    about = describe(torch.device("cpu")) | {"date": date.today().isoformat(), "command": command}
     text = f'{{\n  "about": {json.dumps(about)},\n  "counts": {lines(nest(counts), "  ")}\n}}\n'
     written(path, text.encode())
-
-
-def command() -> str:
-    return shlex.join(["python", "bench/counts.py", *sys.argv[1:]])
 
 
 def nest(counts: dict[str, int]) -> dict[str, Any]:
@@ -216,44 +187,24 @@ def lines(tree: dict[str, Any], indent: str) -> str:
 # --- printing ----------------------------------------------------------------------------------------------------
 
 
-def tables(counts: dict[str, int]) -> str:
-    """A table a group: one row for each thing counted, one column a quantity."""
-    text = []
-    for group in GROUPS:
-        tree = nest({name: value for name, value in counts.items() if group_of(name) == group})
-        rows = list(leaves(tree.get(group, tree)))
-        if rows:
-            columns = list(rows[0][1])
-            cells = (
-                [name, *(f"{row[column]:,}" if column in row else "-" for column in columns)] for name, row in rows
-            )
-            text.append(aligned([[group, *columns], *cells]))
-    return "\n\n".join(text)
+def table(counts: dict[str, int], group: str) -> str:
+    """A row for each thing counted, a column for each quantity; empty where nothing is of the group."""
+    rows: dict[str, dict[str, int]] = {}
+    for name, value in counts.items():
+        if group_of(name) == group:
+            thing, _, quantity = name.removeprefix(f"{group}.").rpartition(".")
+            rows.setdefault(thing.replace(".", " "), {})[quantity] = value
+    quantities = list(dict.fromkeys(quantity for row in rows.values() for quantity in row))
+    cells = [
+        [group, *quantities],
+        *([thing, *(f"{row[q]:,}" if q in row else "-" for q in quantities)] for thing, row in rows.items()),
+    ]
+    first, *widths = (max(map(len, column)) for column in zip(*cells, strict=True))
+    justified = ([name.ljust(first), *map(str.rjust, numbers, widths)] for name, *numbers in cells)
+    return "\n".join(map("  ".join, justified)) if rows else ""
 
 
-def leaves(tree: dict[str, Any], path: tuple[str, ...] = ()) -> Iterable[tuple[str, dict[str, int]]]:
-    """The innermost dictionaries, with their path."""
-    if any(isinstance(value, dict) for value in tree.values()):
-        for name, value in tree.items():
-            yield from leaves(value, (*path, name))
-    elif tree:
-        yield " ".join(path), tree
-
-
-def aligned(rows: list[list[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    justified = (
-        [cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))]
-        for row in rows
-    )
-    return "\n".join(map("  ".join, justified))
-
-
-def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
-
-
-def say(line: str) -> None:
+def warn(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
@@ -273,10 +224,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--file", type=Path, default=SAVED, help="what --check reads and --write writes; default bench/counts.json"
     )
-    does = parser.add_mutually_exclusive_group()
-    does.add_argument("--json", type=Path, metavar="FILE", help="write what was counted to a file as well")
-    does.add_argument("--check", action="store_true", help="exit 1 where a count is not the file's")
-    does.add_argument("--write", action="store_true", help="write all that was counted to the file")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--json", type=Path, metavar="FILE", help="write what was counted to a file as well")
+    mode.add_argument("--check", action="store_true", help="exit 1 where a count differs from the file")
+    mode.add_argument("--write", action="store_true", help="write all that was counted to the file")
     options = parser.parse_args(arguments)
     if options.write and options.groups:
         parser.error("--write counts all groups: leave out --groups")
@@ -297,7 +248,7 @@ def run(options: argparse.Namespace) -> int:
     )
     if target:
         save(target, counts)
-    print(tables(counts))
+    print("\n\n".join(filter(None, (table(counts, group) for group in groups))))
     return 0
 
 

@@ -4,13 +4,12 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from stormfast.loop import advance
+from stormfast.config import ProfileConfig
 from stormfast.measure.op_counts import OpCounts
 from stormfast.measure.peaks import Peaks, floor_seconds
-from stormfast.measure.phases import FullStep, calls_until_captured, compile_mode, count_phases, cycle_steps, time_steps
-from stormfast.measure.profile import scratch_run, training_config
+from stormfast.measure.phases import compile_mode, cycle_steps, take_steps, training_config, warm_phases, warm_run
+from stormfast.measure.work import run_counts
 from stormfast.runs.run import Run
-from stormfast.settings import ProfileConfig
 
 STEP = "step"  # the whole of it, as the training loop runs it
 
@@ -19,24 +18,18 @@ class WarmStep:
     """The phases of a run's step, ready to be called, and what each asks of the device.
 
     Attributes:
-        phases: name -> a call, of those in full_step.FullStep, and of `step`: a cycle of the training loop.
+        counts: launches, host reads and work of each phase, by name.
+        phases: name -> a call, of the phases of a step, and of `step`: a cycle of the training loop.
         cycle: environment steps in a call of `step`.
     """
 
     def __init__(self, run: Run) -> None:
         self.run, self.cycle = run, cycle_steps(run.config)
-        self.counts: dict[str, OpCounts] = count_phases(run)
-        phases = FullStep(run).captured()
-        for _ in range(calls_until_captured(run) + 1):  # each needs those before it
-            for phase in phases:
-                phase.call()
+        self.counts: dict[str, OpCounts] = run_counts(run)
+        phases = warm_phases(run)
         self.per_step = {phase.name: phase.per_step for phase in phases}
-        self.phases: dict[str, Callable[[], Any]] = {phase.name: phase.call for phase in phases} | {STEP: self.loop}
-
-    def loop(self) -> None:
-        end = self.run.step + self.cycle
-        while self.run.step < end:
-            advance(self.run)
+        self.phases: dict[str, Callable[[], Any]] = {phase.name: phase.call for phase in phases}
+        self.phases[STEP] = lambda: take_steps(run, self.cycle)
 
     def about(self) -> dict[str, Any]:
         config = self.run.config
@@ -50,27 +43,24 @@ class WarmStep:
         }
 
     def work(self, name: str, seconds: float, peaks: Peaks) -> dict[str, Any]:
-        """Work of a phase as counted, and the rates that `seconds` a call make of it; for `step`, all of an environment step."""
-        if name == STEP:
-            parts = [(self.counts[phase], per_step) for phase, per_step in self.per_step.items()]
-        else:
-            parts = [(self.counts[name], 1.0)]
-        flops, moved, launches, reads, floor = (
-            sum(per_step * of(counts) for counts, per_step in parts)
-            for of in (
-                lambda counts: counts.flops,
-                lambda counts: counts.bytes,
-                lambda counts: counts.launches,
-                lambda counts: len(counts.host_reads),
-                lambda counts: floor_seconds(counts, peaks),
-            )
+        """OpCounts of a phase and its rates at `seconds` per call; for `step`, of a whole environment step."""
+        parts = (
+            [(self.counts[phase], rate) for phase, rate in self.per_step.items()]
+            if name == STEP
+            else [(self.counts[name], 1.0)]
         )
+
+        def total(quantity: Callable[[OpCounts], float]) -> float:
+            return sum(rate * quantity(counts) for counts, rate in parts)
+
+        flops, moved = total(lambda counts: counts.flops), total(lambda counts: counts.bytes)
+        floor = total(lambda counts: floor_seconds(counts, peaks))
         peak_flops = peaks.bfloat16_flops if self.run.learner.precision.itemsize == 2 else peaks.float32_flops
         return {
             "flops": flops,
             "bytes": moved,
-            "launches": launches,
-            "host_reads": reads,
+            "launches": total(lambda counts: counts.launches),
+            "host_reads": total(lambda counts: len(counts.host_reads)),
             "floor_seconds": floor,
             "fraction_of_floor": floor / seconds,
             "fraction_of_peak_flops": flops / seconds / peak_flops,
@@ -84,10 +74,5 @@ class WarmStep:
 def warm_step(preset: str, device: str, compile: str) -> Iterator[WarmStep]:
     """Raises: UserError where such a run cannot be had."""
     config = ProfileConfig(preset=preset, device=device, compile=compile)  # type: ignore[arg-type]
-    with scratch_run(
-        training_config(config)
-    ) as run:  # not profile.warm_run: commits that these benches are to time too lack it
-        while run.step < run.config.acting.random_steps:
-            advance(run)
-        time_steps(run, max(config.warmup, calls_until_captured(run)), cycle_steps(run.config))
+    with warm_run(training_config(config), config.warmup) as run:
         yield WarmStep(run)

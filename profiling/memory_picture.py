@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
@@ -15,125 +14,68 @@ from matplotlib.axes import Axes
 from stormfast.memory.estimate import GB, PHASES
 from stormfast.memory.meta_tensors import Block, Peak
 
-KEPT, FORWARD, BACKWARD, REST = (
-    "kept: there before the phase",
-    "made forward: activations, copies",
-    "made backward: gradients",
-    "all other lines",
-)
-COLOURS = {KEPT: "#c9ced6", FORWARD: "#4c8bc0", BACKWARD: "#e08a3c", REST: "#e9e2cf"}
-LINE_COLOURS = ("#4c8bc0", "#e08a3c", "#4ea36c", "#8f68b5", "#c25b78", "#a98545")
-NUM_LINES = len(LINE_COLOURS)
+BEFORE, FORWARD, BACKWARD = "there before the phase", "made forward: activations, copies", "made backward: gradients"
+COLOURS = {BEFORE: "#c9ced6", FORWARD: "#4c8bc0", BACKWARD: "#e08a3c"}
 
 
-@dataclass(frozen=True)
-class Timeline:
-    """Bytes alive after each event of a phase, by label; at[i] operators had been called then."""
+def timeline(peak: Peak) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The events of a traced phase.
 
-    at: np.ndarray  # [E]
-    bytes: dict[str, np.ndarray]  # label -> [E], what is drawn lowest first
-    peak: int  # the event after which most was alive
-
-    @property
-    def total(self) -> np.ndarray:
-        return np.sum([*self.bytes.values()], 0)
-
-
-def timeline(peak: Peak, by: str = "kind") -> Timeline:
-    """The events of a traced phase, stacked by "kind", or by "line": those that had the most alive at any time."""
+    Returns: [E + 1] operators called before each event, and by kind [E + 1] bytes alive, before the first and after
+    each.
+    """
     made = {event.block.number for event in peak.events if event.made}
-    labels = [
-        (kind(event.block) if by == "kind" else event.block.line) if event.block.number in made else KEPT
-        for event in peak.events
-    ]
-    sizes = np.array(
-        [event.block.num_bytes if event.made else -event.block.num_bytes for event in peak.events], np.int64
-    )
-    stacked = {KEPT: peak.before + running(labels, sizes, {KEPT})}
-    names = sorted(set(labels) - {KEPT}, key=lambda name: (-int(running(labels, sizes, {name}).max()), name))
-    if by == "kind":
-        names = [name for name in (FORWARD, BACKWARD) if name in names]
-    stacked |= {name: running(labels, sizes, {name}) for name in names[:NUM_LINES]}
-    if len(names) > NUM_LINES:
-        stacked[REST] = running(labels, sizes, set(names[NUM_LINES:]))
-    at = np.array([0, *(event.operator for event in peak.events)])
-    return Timeline(at, stacked, int(np.argmax(np.sum([*stacked.values()], 0))))
-
-
-def running(labels: Sequence[str], sizes: np.ndarray, chosen: set[str]) -> np.ndarray:
-    """Bytes alive of the chosen labels, before the first event and after each: [E + 1]."""
-    return np.cumsum([0, *np.where([label in chosen for label in labels], sizes, 0)])
+    kinds = [kind(event.block) if event.block.number in made else BEFORE for event in peak.events]
+    sizes = [event.block.num_bytes if event.made else -event.block.num_bytes for event in peak.events]
+    alive = {name: np.cumsum([0, *np.where([k == name for k in kinds], sizes, 0)]) for name in COLOURS}
+    alive[BEFORE] += peak.before
+    return np.array([0, *(event.operator for event in peak.events)]), alive
 
 
 def kind(block: Block) -> str:
-    return (
-        BACKWARD if block.line.endswith(")") else FORWARD
-    )  # the tracer names the autograd node whose gradient is computed
+    return BACKWARD if block.line.endswith(")") else FORWARD  # the tracer names the autograd node of a gradient
 
 
-# --- drawing -----------------------------------------------------------------------------------------------------
-
-
-def picture(rows: Sequence[tuple[dict[str, Any], dict[str, Peak]]], by: str = "kind") -> bytes:
-    """PNG, a row a preset and a panel a phase. rows: record and peaks of each preset."""
-    size = (6 * len(PHASES), 0.6 + (4.6 if by == "kind" else 5.6) * len(rows))
+def picture(rows: Sequence[tuple[dict[str, Any], dict[str, Peak]]]) -> bytes:
+    """PNG with a row for each preset, its record and peaks, and a panel for each phase."""
+    size = (6 * len(PHASES), 0.6 + 4.6 * len(rows))
     figure, panels = plt.subplots(len(rows), len(PHASES), figsize=size, constrained_layout=True, squeeze=False)
     for axes, (record, peaks) in zip(panels, rows, strict=True):
         replay = record["bytes"]["replay"]
         highest = (max(peak.num_bytes for peak in peaks.values()) - replay) / GB
         for axis, (name, label) in zip(axes, PHASES.items(), strict=True):
-            draw(axis, timeline(peaks[name], by), peaks[name], replay)
-            axis.set(
-                title=f"{record['preset']}, {record['device_type']} {record['precision']}: {label}",
-                ylim=(0, highest * 1.35),
-            )
-            if by == "line":
-                axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, fontsize=8, frameon=False)
+            draw(axis, peaks[name], replay)
+            title = f"{record['preset']}, {record['device_type']} {record['precision']}: {label}"
+            axis.set(title=title, ylim=(0, highest * 1.35))
         axes[0].set_ylabel(f"GB of tensors alive beside the replay's {replay / GB:.3f}")
-    if by == "kind":
-        handles = [plt.Rectangle((0, 0), 1, 1, color=COLOURS[name]) for name in (KEPT, FORWARD, BACKWARD)]
-        figure.legend(handles, [KEPT, FORWARD, BACKWARD], loc="outside upper center", ncols=3, frameon=False)
+    handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in COLOURS.values()]
+    figure.legend(handles, list(COLOURS), loc="outside upper center", ncols=3, frameon=False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
     plt.close(figure)
     return buffer.getvalue()
 
 
-def draw(axis: Axes, found: Timeline, peak: Peak, replay: int) -> None:
-    """All but the replay, which only ever is there."""
-    base = np.full(len(found.at), -replay / GB)
-    lines = iter(LINE_COLOURS)
-    for name, sizes in found.bytes.items():
+def draw(axis: Axes, peak: Peak, replay: int) -> None:
+    """All but the replay, which is always there."""
+    at, alive = timeline(peak)
+    base = np.full(len(at), -replay / GB)
+    for name, sizes in alive.items():
         top = base + sizes / GB
-        axis.fill_between(
-            found.at, base, top, step="post", color=COLOURS.get(name) or next(lines), linewidth=0, label=name
-        )
+        axis.fill_between(at, base, top, step="post", color=COLOURS[name], linewidth=0)
         base = top
-    axis.plot(found.at, base, drawstyle="steps-post", color="#333333", linewidth=0.5)
-    x, y = found.at[found.peak], (peak.num_bytes - replay) / GB
-    axis.plot(x, y, "v", color="#b00020", markersize=7, zorder=5)
-    axis.axhline(y, color="#b00020", linewidth=0.6, linestyle=":")
-    axis.text(
-        0.02,
-        0.985,
-        note(peak, int(x)),
-        transform=axis.transAxes,
-        va="top",
-        fontsize=7.2,
-        family="monospace",
-        color="#222222",
-    )
-    axis.set(xlabel="operators called in the phase", xlim=(0, max(1, found.at[-1])))
-    axis.margins(x=0)
+    most = int(np.argmax(base))
+    axis.plot(at[most], base[most], "v", color="#b00020", markersize=7, zorder=5)
+    style: Any = {"va": "top", "fontsize": 7.2, "family": "monospace"}
+    axis.text(0.02, 0.985, note(peak, int(at[most])), transform=axis.transAxes, **style)
+    axis.set(xlabel="operators called in the phase", xlim=(0, max(1, at[-1])))
 
 
 def note(peak: Peak, operator: int) -> str:
-    """The peak in words: where it is, and the three largest tensors that the phase had made by then."""
+    """Where the peak is, and the three largest tensors that the phase had made by then."""
     largest = [
         f"  {b.num_bytes / GB:.3f} {str(b.dtype).removeprefix('torch.')} {list(b.shape)} {b.line}"
         for b in peak.blocks[:3]
     ]
-    head = (
-        f"peak {peak.num_bytes / GB:.3f} GB in all, operator {operator}: {peak.op.removeprefix('aten.')} at {peak.line}"
-    )
-    return "\n".join([head, *largest])
+    op = peak.op.removeprefix("aten.")
+    return "\n".join([f"peak {peak.num_bytes / GB:.3f} GB in all, operator {operator}: {op} at {peak.line}", *largest])

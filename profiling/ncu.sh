@@ -5,7 +5,7 @@
 #     profiling/ncu.sh unimix_sample_kernel --count 3 --skip 10 --preset fast
 #     profiling/ncu.sh --any 'nvjet|gemm' --preset storm        a regular expression for others' kernels; nsys.sh says how they are called
 #
-# --count launches (default 5) after --skip (default 0) are looked at; other settings are those of `warm_steps.py --help`, with --steps 1.
+# --count launches (default 5) after --skip (default 0) are looked at; other settings are those of `python -m profiling.warm_steps --help`, with --steps 1.
 # Needs a CUDA GPU and ncu (NCU=/path/to/ncu, where it is not on PATH), and the right to read the GPU's counters. PYTHON=... names
 # the interpreter; default is .venv/bin/python, else python3. Writes OUT/ncu-KERNEL-PRESET-DATE-COMMIT.ncu-rep for its GUI (OUT:
 # default profiling/out), and prints the least, most and mean of each number over the launches. Of those read, in this order:
@@ -50,7 +50,7 @@ done
 
 ncu="${NCU:-ncu}"
 command -v "$ncu" >/dev/null ||
-  fail "needs Nsight Compute, but there is no $ncu; it comes with the CUDA toolkit (or NCU=/path/to/ncu). profiling/kernel_report.py needs none"
+  fail "needs Nsight Compute, but there is no $ncu; it comes with the CUDA toolkit (or NCU=/path/to/ncu). python -m profiling.kernel_report needs none"
 
 known="$(sed -n 's/^def \([a-z][a-z0-9_]*_kernel\)(.*/\1/p' kernels/stormfast_kernels/*.py | sort)"
 [[ -n "$kernel" ]] || fail "needs the name of a kernel, one of $(paste -sd ' ' <<<"$known")"
@@ -67,7 +67,7 @@ begin_report ncu "ncu-$(tr -c 'A-Za-z0-9_\n' '-' <<<"$kernel")" "${arguments[@]}
 
 "$ncu" --set full --clock-control none --profile-from-start off --graph-profiling node \
   --kernel-name "$pattern" --launch-skip "$skip" --launch-count "$count" --export "$report" \
-  "$PYTHON" profiling/warm_steps.py "${arguments[@]}" ||
+  "$PYTHON" -m profiling.warm_steps "${arguments[@]}" ||
   fail "$ncu ended with status $?, and says why above; ERR_NVGPUCTRPERM means that only root may read the counters: NVIDIA's driver option NVreg_RestrictProfilingToAdminUsers=0 lets all" 1
 [[ -s "$report.ncu-rep" ]] || fail "$ncu saw no launch of $kernel in the steps after the first $skip; another --preset or a smaller --skip may have one" 1
 

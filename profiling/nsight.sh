@@ -28,7 +28,7 @@ needs_torch() {
 
 begin_report() { # TOOL NAME WARM_STEPS_ARGUMENT...: makes $out, and sets $report, without its ending
   local label
-  label="$("$PYTHON" profiling/warm_steps.py "${@:3}" --name-for "$1")" || exit "$?"
+  label="$("$PYTHON" -m profiling.warm_steps "${@:3}" --name-for "$1")" || exit "$?"
   mkdir -p "$out" || fail "OUT must be a directory that can be written, got $out"
   report="$out/$2-$label"
 }

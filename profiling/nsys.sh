@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # When does the host launch what, when does the GPU run it, and where does either wait? Nsight Systems around warm steps.
 #
-#     profiling/nsys.sh --preset storm                     10 steps; the settings are those of `warm_steps.py --help`
+#     profiling/nsys.sh --preset storm                     10 steps; the settings are those of `python -m profiling.warm_steps --help`
 #     OUT=/tmp/reports profiling/nsys.sh --preset fast --compile off --steps 20
 #
 # Needs a CUDA GPU and nsys 2023.1 or newer (NSYS=/path/to/nsys, where it is not on PATH). PYTHON=... names the interpreter; default is
@@ -26,7 +26,7 @@ done
 
 nsys="${NSYS:-nsys}"
 command -v "$nsys" >/dev/null ||
-  fail "needs Nsight Systems, but there is no $nsys; it comes with the CUDA toolkit (or NSYS=/path/to/nsys). profiling/trace.py needs none"
+  fail "needs Nsight Systems, but there is no $nsys; it comes with the CUDA toolkit (or NSYS=/path/to/nsys). python -m profiling.trace needs none"
 needs_torch
 
 arguments=(--device cuda --steps 10 "$@")
@@ -34,7 +34,7 @@ begin_report nsys nsys "${arguments[@]}"
 
 "$nsys" profile --trace=cuda,nvtx,osrt --sample=none --cpuctxsw=none \
   --capture-range=cudaProfilerApi --capture-range-end=stop --cuda-graph-trace=node \
-  --output="$report" "$PYTHON" profiling/warm_steps.py "${arguments[@]}" ||
+  --output="$report" "$PYTHON" -m profiling.warm_steps "${arguments[@]}" ||
   fail "$nsys profile ended with status $?, and says why above" 1
 [[ -s "$report.nsys-rep" ]] || fail "$nsys wrote no $report.nsys-rep; it must be 2023.1 or newer, and is: $("$nsys" --version)" 1
 

@@ -1,8 +1,8 @@
 """From a Chrome trace of torch.profiler to numbers: time of each phase, operators, kernels, and how long the GPU idled.
 
-What the host does belongs to the phase in whose range it starts, on whichever thread: the loop waits for the backward pass. What
-the GPU does belongs to the phase that launched it, though it runs later: a kernel carries the number of its launch (correlation),
-and all kernels of a graph that of the graph's launch. Times in a trace are microseconds.
+What the host does belongs to the phase in whose range it starts, on whichever thread: the loop waits for the backward
+pass. What the GPU does belongs to the phase that launched it, though it runs later: a kernel carries the number of
+its launch (correlation), and all kernels of a graph that of the graph's launch. Times in a trace are microseconds.
 """
 
 from bisect import bisect_right
@@ -54,7 +54,7 @@ def read(trace: dict[str, Any]) -> list[Event]:
     return sorted(events, key=lambda e: (e.start, -e.end))
 
 
-class Phases:
+class PhaseRanges:
     """Which phase a moment lies in. Phases follow each other, on one thread."""
 
     def __init__(self, events: Iterable[Event]) -> None:
@@ -101,7 +101,7 @@ def summarise(trace: dict[str, Any], steps: int) -> dict[str, Any]:
     Raises: ValueError where the trace holds no step.
     """
     events = read(trace)
-    phases = Phases(events)
+    phases = PhaseRanges(events)
     if not phases.steps:
         raise ValueError(f"the trace must hold ranges named {PREFIX}{STEP}, and holds none among {len(events)} events")
     host_us = sum(step.length for step in phases.steps)
@@ -110,7 +110,6 @@ def summarise(trace: dict[str, Any], steps: int) -> dict[str, Any]:
     on_gpu = launched(events, phases)
     return {
         "steps": steps,
-        "turns": len(phases.steps),
         "ms": host_us / 1000 / steps,
         "phases": phase_rows(phases, own, on_gpu, host_us, steps),
         "operators": table(((phases.at(e.start), e.name, us) for e, us in own), host_us, steps),
@@ -118,7 +117,7 @@ def summarise(trace: dict[str, Any], steps: int) -> dict[str, Any]:
     }
 
 
-def launched(events: Sequence[Event], phases: Phases) -> list[tuple[Event, str]]:
+def launched(events: Sequence[Event], phases: PhaseRanges) -> list[tuple[Event, str]]:
     """What the GPU did for the steps, each with the phase that launched it."""
     launches = {e.correlation: e.start for e in events if e.category in LAUNCHES and e.correlation is not None}
     found = []
@@ -131,7 +130,11 @@ def launched(events: Sequence[Event], phases: Phases) -> list[tuple[Event, str]]
 
 
 def phase_rows(
-    phases: Phases, own: Sequence[tuple[Event, float]], on_gpu: Sequence[tuple[Event, str]], host_us: float, steps: int
+    phases: PhaseRanges,
+    own: Sequence[tuple[Event, float]],
+    on_gpu: Sequence[tuple[Event, str]],
+    host_us: float,
+    steps: int,
 ) -> dict[str, dict[str, float]]:
     """A row each phase in the order of a step, and one for what lies outside them."""
     ranges, kernels = (
@@ -184,7 +187,7 @@ def table(rows: Iterable[tuple[str | None, str, float]], whole_us: float, steps:
     ]
 
 
-def gpu(on_gpu: Sequence[tuple[Event, str]], phases: Phases, steps: int) -> dict[str, Any]:
+def gpu(on_gpu: Sequence[tuple[Event, str]], phases: PhaseRanges, steps: int) -> dict[str, Any]:
     """The GPU from the start of the first step to the end of the last, or of what the steps launched."""
     start, end = phases.steps[0].start, max(phases.steps[-1].end, *(e.end for e, _ in on_gpu))
     busy = covered((e for e, _ in on_gpu), start, end)

@@ -1,8 +1,10 @@
 """Devices: found by name, what they can do, how data gets there, and the memory of a CPU run."""
 
 import ctypes
+import platform
 import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -51,6 +53,17 @@ def native_bfloat16(device: torch.device) -> tuple[bool, str]:
         if supported is not None and supported():
             return True, f"the CPU has {feature}"
     return False, "the CPU has neither AMX nor AVX512_BF16"
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name; of a CPU its model and how many cores torch uses, as "AMD EPYC 2 cores"."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")  # Linux only
+    model = (
+        re.search(r"^model name\s*:\s*(.+)$", info.read_text(errors="replace"), re.MULTILINE) if info.exists() else None
+    )
+    return f"{model[1].strip() if model else platform.machine()} {torch.get_num_threads()} cores"
 
 
 def out_of_memory(error: BaseException) -> bool:

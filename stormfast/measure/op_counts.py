@@ -1,18 +1,19 @@
-"""What a function asks of a device, counted on any machine: operator launches, host reads, and the work of its large operators.
+"""What a function asks of a device, counted on any machine: launches, host reads, work of large operators.
 
     counts = count(lambda: learner.update_world_model(batch), torch.device("cpu"))
 
-Two modes of torch watch the function, one below autograd and one at its Python interface, so the backward pass is seen as
-well. Compiled functions run eagerly meanwhile: what is counted is the program, not what a compiler makes of it.
+Two modes of torch watch the function, one below autograd and one at its Python interface, so the backward pass is
+seen as well. Compiled functions run eagerly meanwhile: what is counted is the program, not what a compiler makes of
+it.
 
-Launches are operators that a GPU runs as one kernel or more. Not counted: views and aliases (by their schema), memory that
-is only made, and work on host memory next to a CUDA device. A CPU splits some operators that a GPU fuses (dropout,
-attention with dropout), and an operator that takes many tensors (foreach, the fused optimiser) counts once where a GPU may need
-several kernels: counts are of what is asked for, good to compare with each other.
+Launches are operators that a GPU runs as one kernel or more. Not counted: views and aliases (by their schema), memory
+that is only made, and work on host memory next to a CUDA device. A CPU splits some operators that a GPU fuses
+(dropout, attention with dropout), and an operator that takes many tensors (foreach, the fused optimiser) counts once
+where a GPU may need several kernels: counts are of what is asked for, good to compare with each other.
 
-Host reads are what makes the host wait for the device. On a CPU, where device and host memory are one, what can be told:
-reading a scalar (.item(), float(), bool()), operators whose output's size depends on values (nonzero, masks as indices,
-unique), .cpu() and .tolist(). What cannot: .to("cpu") and copy_ into host memory, which there do nothing special.
+Host reads are what makes the host wait for the device. On a CPU, where device and host memory are one, these are seen: reading
+a scalar (.item(), float(), bool()), operators whose output's size depends on values (nonzero, masks as indices,
+unique), .cpu() and .tolist(). Not seen: .to("cpu") and copy_ into host memory, which there do nothing special.
 
 OpWork is that of matrix products, convolutions and attention, forward and backward. FLOPs are torch's own formulas
 (torch.utils.flop_counter), bytes each input read once and each output written once.

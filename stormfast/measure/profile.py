@@ -3,59 +3,53 @@
     stormfast profile --preset storm --device cpu --steps 3
     stormfast profile --preset fast --device cuda --steps 200 --json > profile.json
 
-A step is an environment step with the updates that the preset makes for it. Each phase is timed alone, from an idle device
-to an idle device; the whole step is timed as the training loop runs it, without waiting for anything. Launches, host reads,
-FLOPs and bytes are counted on one eager call of each phase: see counting.py.
+A step is an environment step with the updates that the preset makes for it. Each phase is timed alone, from an idle
+device to an idle device; the whole step is timed as the training loop runs it, without waiting for anything. Launches
+and host reads are counted on one eager call of each phase (counting.py), FLOPs and bytes at the run's sizes
+(measure/work.py).
 """
 
 import contextlib
 import json
 import math
-import platform
 import resource
 import shlex
 import signal
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, fields
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from dataclasses import asdict
 from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch
 
-from stormfast.device import out_of_memory
+from stormfast.config import ProfileConfig
+from stormfast.device import device_name, out_of_memory
 from stormfast.errors import UserError
-from stormfast.loop import advance
 from stormfast.measure.op_counts import OpCounts
 from stormfast.measure.peaks import Peaks, best_of, floor_seconds, measure_peaks
 from stormfast.measure.phases import (
     FullStep,
     Phase,
-    calls_until_captured,
     compile_mode,
-    count_phases,
     cycle_steps,
-    most_steps,
     time_phases,
     time_steps,
+    training_config,
+    warm_run,
 )
 from stormfast.measure.profile_report import show
+from stormfast.measure.work import run_counts
 from stormfast.plan import plan
 from stormfast.runs.progress import log_line
 from stormfast.runs.provenance import commit
-from stormfast.runs.run import Run, build
-from stormfast.schema import override
-from stormfast.settings import ProfileConfig, TrainConfig, preset_config, validate
-
-NEVER = 10**9  # steps between two metric flushes, or two checkpoints
+from stormfast.runs.run import Run
 
 
 def profile(config: ProfileConfig) -> int:
-    """Measures and prints. Raises: UserError for settings that cannot be had, or that do not fit in memory; SystemExit at SIGTERM."""
+    """Measures and prints. Raises: UserError for what cannot be had or does not fit; SystemExit at SIGTERM."""
     try:
         with exit_at_sigterm():
             result = measure(config)
@@ -70,72 +64,33 @@ def profile(config: ProfileConfig) -> int:
     return 0
 
 
-def training_config(config: ProfileConfig) -> TrainConfig:
-    """The run to profile: the preset's, with what the two commands share; it logs and saves nothing. Raises: UserError."""
-    shared = {f.name for f in fields(TrainConfig)} & {f.name for f in fields(ProfileConfig)} - {
-        "preset",
-        "protocol",
-        "steps",
-    }
-    quiet = {"logging.every": NEVER, "logging.save_every": NEVER, "logging.tensorboard": False}
-    base = preset_config(config.preset, config.protocol)
-    training = override(base, quiet | {name: getattr(config, name) for name in shared})
-    training = override(training, {"steps": min(NEVER, most_steps(training, config.warmup, config.steps))})
-    validate(training)
-    return training
-
-
 def measure(config: ProfileConfig) -> dict[str, Any]:
     """Everything the command shows, as JSON types. Times are milliseconds, rates are a second."""
     training = training_config(config)
     device = plan(training).device
     peaks = measure_peaks(device)
     log_line(
-        f"profiling {training.game}, preset {training.preset}, on {device_name(device)}: filling replay, then warming up ..."
+        f"profiling {training.game}, preset {training.preset}, on {device_name(device)}: "
+        "filling replay, then warming up ..."
     )
-    with warm_run(config) as run:
+    with warm_run(training, config.warmup) as run:
         cycle = cycle_steps(training)
         steps = time_steps(run, math.ceil(config.steps / cycle), cycle)
-        held = peak_memory(device)  # here: the phases, where they are captured alone, take as much again
-        counts = count_phases(run)
+        most_memory = peak_memory(device)  # before the phases are captured alone, which takes as much again
+        counts = run_counts(run)
         times = time_phases(run, config.steps)
         peaks = best_of(peaks, measure_peaks(device))
         return {
             **describe(config, run),
             "peaks": asdict(peaks),
             **summarise(run, peaks, counts, times, steps),
-            "peak_memory_bytes": held,
+            "peak_memory_bytes": most_memory,
         }
 
 
 @contextlib.contextmanager
-def warm_run(config: ProfileConfig) -> Iterator[Run]:
-    """A run past its random steps, config.warmup further steps and, with graphs, the captures. Raises: UserError."""
-    training = training_config(config)
-    with scratch_run(training) as run:
-        while run.step < training.acting.random_steps:
-            advance(run)
-        cycle = cycle_steps(training)
-        time_steps(run, max(math.ceil(config.warmup / cycle), calls_until_captured(run)), cycle)
-        yield run
-
-
-@contextlib.contextmanager
-def scratch_run(config: TrainConfig) -> Iterator[Run]:
-    """A run whose directory goes when it is done. Raises: UserError where that cannot be made or written."""
-    try:
-        with TemporaryDirectory() as directory, build(config, Path(directory)) as run:
-            yield run
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(
-            f"stormfast profile needs a temporary directory that can be written ({reason}); set TMPDIR to another"
-        ) from None
-
-
-@contextlib.contextmanager
 def exit_at_sigterm() -> Iterator[None]:
-    """SIGTERM ends the process as an exception does, so that what it made is cleared away; by default it ends it where it stands."""
+    """SIGTERM raises SystemExit, so that temporary directories are removed."""
 
     def leave(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
@@ -172,18 +127,6 @@ def describe(config: ProfileConfig, run: Run) -> dict[str, Any]:
     }
 
 
-def device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
-
-
-def cpu_name() -> str:
-    """As the kernel tells it on Linux; elsewhere, the architecture."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(errors="replace").splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def peak_memory(device: torch.device) -> int:
     """The most bytes held so far: tensors on CUDA, the whole process on a CPU."""
     if device.type == "cuda":
@@ -197,7 +140,8 @@ def summarise(
 ) -> dict[str, Any]:
     """The phases by name, and the step they make up: sums of what each phase has, times its calls a step."""
     rows = {
-        phase.name: phase_row(phase, peaks, counts[phase.name], times[phase.name]) for phase in FullStep(run).phases()
+        phase.name: phase_row(phase, peaks, counts[phase.name], times[phase.name])
+        for phase in FullStep.of(run).phases()
     }
     per_step = {
         key: sum(row[key] * row["calls_per_step"] for row in rows.values())

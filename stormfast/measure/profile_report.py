@@ -23,10 +23,11 @@ def show(result: dict[str, Any]) -> None:
 def head(result: dict[str, Any]) -> list[str]:
     peaks = result["peaks"]
     return [
-        f"{result['game']}, preset {result['preset']}, protocol {result['protocol']}, {result['num_envs']} x {result['env_backend']}, "
-        f"{result['precision']}, compile {result['compile']}, on {result['device_name']} ({result['device']}, {result['threads']} threads), "
-        f"torch {result['torch']}",
-        f"measured peaks: bfloat16 {peaks['bfloat16_flops'] / 1e12:.3g} TFLOP/s, float32 {peaks['float32_flops'] / 1e12:.3g} TFLOP/s, "
+        f"{result['game']}, preset {result['preset']}, protocol {result['protocol']}, "
+        f"{result['num_envs']} x {result['env_backend']}, {result['precision']}, compile {result['compile']}, "
+        f"on {result['device_name']} ({result['device']}), torch {result['torch']}",
+        f"measured peaks: bfloat16 {peaks['bfloat16_flops'] / 1e12:.3g} TFLOP/s, "
+        f"float32 {peaks['float32_flops'] / 1e12:.3g} TFLOP/s, "
         f"copy {peaks['copy_bytes'] / 1e9:.3g} GB/s",
     ]
 
@@ -62,8 +63,9 @@ def foot(result: dict[str, Any]) -> list[str]:
     num_envs = result["num_envs"]
     shared = f", with 1/{num_envs} of act and env for the {num_envs} environments they serve," if num_envs > 1 else ""
     lines = [
-        f"{result['steps_per_second']:.3g} steps/s; one call of each phase{shared} takes {number(result['full_step_ms'])} ms, "
-        f"the phases of a step alone {number(result['phases_ms'])} ms; most memory held {result['peak_memory_bytes'] / 2**30:.2f} GiB",
+        f"{result['steps_per_second']:.3g} steps/s; one call of each phase{shared} takes "
+        f"{number(result['full_step_ms'])} ms, the phases of a step alone {number(result['phases_ms'])} ms; "
+        f"peak memory {result['peak_memory_bytes'] / 2**30:.2f} GiB",
         "a row is of one call; the step is the loop's own time, and the sum of rows x per step",
         "floor: matrix products, convolutions and attention at the measured peaks, all else taken as fused away",
     ]

@@ -1,7 +1,8 @@
 """Runs training code on tensors without memory, and counts the memory they would take.
 
-torch's meta device has shapes, dtypes and autograd but no numbers, so a phase of any size runs in the time of its launches.
-FakeTensorMode would stand for a device more faithfully, but its tensors cannot be deep-copied or moved by nn.Module.to.
+torch's meta device has shapes, dtypes and autograd but no numbers, so a phase of any size runs in the time of its
+launches. FakeTensorMode would stand for a device more faithfully, but its tensors cannot be deep-copied or moved by
+nn.Module.to.
 """
 
 import contextlib
@@ -115,6 +116,8 @@ class LiveBytes(TorchDispatchMode):
 
     def read_back(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The operator's result; zeros where the host reads a meta tensor, which has no numbers."""
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
+            return torch.zeros((), dtype=args[0].dtype).item()
         target = kwargs.get("device")
         if func is torch.ops.aten._to_copy.default and args[0].is_meta and target is not None and target != META:
             return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
@@ -172,7 +175,9 @@ def storage_bytes(tensors: Iterator[Tensor] | list[Tensor]) -> int:
 class MetaAutocast(TorchFunctionMode):
     """torch.autocast for meta tensors, which it does not know: the same casts, each weight once a block.
 
-    Args: as of torch.autocast; device_type is that of the tensors and is ignored. casts_to_float32: functions given float32 inputs.
+    Args:
+        device_type: of the tensors; ignored. dtype, enabled: as of torch.autocast.
+        casts_to_float32: functions whose inputs are cast to float32.
     """
 
     def __init__(

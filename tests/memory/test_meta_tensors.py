@@ -78,6 +78,7 @@ def test_what_backward_saves_is_alive_until_then():
 def test_the_host_reads_zeros():
     with LiveBytes():
         assert torch.empty(3, dtype=torch.int64, device=META).cpu().numpy().tolist() == [0, 0, 0]
+        assert torch.ones((), device=META).item() == 0
 
 
 def test_storage_bytes_counts_shared_ones_once():

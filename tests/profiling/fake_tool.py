@@ -1,4 +1,4 @@
-"""Stands for nsys or ncu where there is none, and for a Python whose torch has CUDA: notes its arguments, writes what it should."""
+"""A fake nsys or ncu, which notes its arguments and writes a report, and a fake Python whose torch has CUDA."""
 
 import os
 import subprocess
@@ -67,7 +67,9 @@ class FakeTool:
         paths = f"{self.bin}:/usr/bin:/bin"
         done = subprocess.run(
             [os.path.relpath(ROOT / "profiling" / self.script, cwd), *arguments],
-            env={"PATH": paths, "HOME": os.environ.get("HOME", "/")} | variables | environment,
+            env={"PATH": paths, "PYTHONPATH": str(ROOT / "kernels"), "HOME": os.environ.get("HOME", "/")}
+            | variables
+            | environment,
             capture_output=True,
             text=True,
             cwd=cwd,

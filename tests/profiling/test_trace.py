@@ -1,7 +1,6 @@
 """A trace has each phase of each step in a range, says what it is of, and its table adds up."""
 
 import gzip
-import importlib.util
 import json
 from collections import Counter
 from pathlib import Path
@@ -10,13 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import ROOT
-
-# Not by `import trace`: the standard library has a module of that name.
-spec = importlib.util.spec_from_file_location("profiling_trace", ROOT / "profiling" / "trace.py")
-assert spec is not None and spec.loader is not None
-script = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(script)
+from profiling import trace as script
 
 PHASES = ["act", "sample_windows", "world_model", "sample_contexts", "imagination", "agent", "refresh", "env", "append"]
 STEPS = 2
@@ -49,17 +42,17 @@ def ranges_of(trace: dict[str, Any]) -> list[dict[str, Any]]:
 
 def test_a_trace_has_one_range_a_phase_and_step(traced: dict[str, Any]) -> None:
     found = ranges_of(traced["trace"])
-    turns: list[list[dict[str, Any]]] = []
+    iterations: list[list[dict[str, Any]]] = []
     for event in found:
         if event["name"] == "stormfast:step":
-            turns.append([event])
+            iterations.append([event])
         else:
-            step = turns[-1][0]
+            step = iterations[-1][0]
             assert step["ts"] <= event["ts"] and event["ts"] + event["dur"] <= step["ts"] + step["dur"]
-            turns[-1].append(event)
+            iterations[-1].append(event)
     whole = tuple(f"stormfast:{name}" for name in ("step", *PHASES))
     reset = tuple(f"stormfast:{name}" for name in ("step", "act", "env", "append"))
-    counts = Counter(tuple(event["name"] for event in turn) for turn in turns)
+    counts = Counter(tuple(event["name"] for event in iteration) for iteration in iterations)
     assert counts[whole] == STEPS and counts.keys() <= {whole, reset}
 
 
@@ -73,7 +66,7 @@ def test_operators_lie_in_the_ranges(traced: dict[str, Any]) -> None:
 
 def test_files_say_what_they_are_of(traced: dict[str, Any]) -> None:
     for origin in (traced["trace"]["stormfast"], traced["numbers"]):
-        assert origin["command"] == f"python profiling/trace.py {traced['arguments']}"
+        assert origin["command"] == f"python -m profiling.trace {traced['arguments']}"
         assert origin["device_type"] == "cpu" and origin["torch"] == torch.__version__
         assert {"device", "commit", "dirty", "date", "run"} <= origin.keys()
 
@@ -96,27 +89,6 @@ def test_the_table_has_the_numbers(traced: dict[str, Any]) -> None:
     lines = {line.split()[0]: line.split() for line in traced["printed"].splitlines() if line.strip()}
     assert lines["agent"][1:] == ["1", f"{row['ms']:.3f}", f"{row['share']:.1%}", f"{row['operators_ms']:.3f}"]
     assert "kernels" not in traced["printed"]
-
-
-def test_on_cuda_the_table_has_kernels_too() -> None:
-    phase = {"ranges": 1, "ms": 2.0, "share": 0.5, "operators_ms": 0.25, "gpu_ms": 3.5, "kernels": 123.0}
-    top = [{"phase": "act", "name": "attention_step_kernel", "calls": 32.0, "ms": 0.5, "share": 0.25}]
-    gpu = {"ms": 5.0, "busy_ms": 4.0, "idle_share": 0.2, "kernels": 123.0, "top": top}
-    table = script.report({"phases": {"act": phase}, "ms": 4.0, "operators": [], "gpu": gpu})
-    assert table.splitlines()[1].split() == ["act", "1", "2.000", "50.0%", "0.250", "123", "3.500"]
-    assert "attention_step_kernel" in table
-    assert table.splitlines()[-1] == "GPU: 123 kernels a step, busy 4.000 of 5.000 ms, idle 20.0%"
-
-
-def test_graphs_are_watched_where_torch_can(monkeypatch: pytest.MonkeyPatch) -> None:
-    called: list[str] = []
-    monkeypatch.setattr(torch.profiler._utils, "_init_for_cuda_graphs", lambda: called.append("ready"))
-    script.watch_graphs(torch.device("cpu"))
-    assert called == []
-    script.watch_graphs(torch.device("cuda", 0))
-    assert called == ["ready"]
-    monkeypatch.delattr(torch.profiler._utils, "_init_for_cuda_graphs")
-    script.watch_graphs(torch.device("cuda", 0))
 
 
 @pytest.mark.parametrize(
@@ -143,12 +115,8 @@ def test_bad_input_is_one_line_before_any_step(
 @pytest.mark.gpu
 def test_kernels_of_captured_graphs_are_in_the_trace(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for mode in ("off", "graphs"):
-        assert (
-            script.main(
-                f"--preset tiny --device cuda --compile {mode} --steps 2 --out {tmp_path}/t.json --json {tmp_path}/n.json".split()
-            )
-            == 0
-        )
+        arguments = f"--preset tiny --device cuda --compile {mode} --steps 2 --out {tmp_path}/t.json"
+        assert script.main([*arguments.split(), "--json", f"{tmp_path}/n.json"]) == 0
         numbers = json.loads((tmp_path / "n.json").read_text())
         for name in ("act", "world_model", "agent", "refresh"):
             assert numbers["phases"][name]["kernels"] > 5, (mode, name)
