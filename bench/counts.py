@@ -1,4 +1,4 @@
-"""How much does the program ask for? OpCounts that no noise touches: launches, FLOPs, compiled graphs, instructions.
+"""How much does the program ask for? Counts that no noise touches: launches, FLOPs, compiled graphs, instructions.
 
     python -m bench.counts                              # the tables, a minute and a half; no GPU needed
     python -m bench.counts --groups phases,compiled     # without the kernels, whose disassembly takes a minute
@@ -14,7 +14,7 @@ What is counted, in three groups:
                 presets, on sm_80, 86, 89, 90 and 120 (profiling/kernel_report.py)
 
 bench/counts.json must equal what is counted: a rise is a regression, and a fall that is not written down could be lost
-again unseen. OpCounts of phases and graphs hold for the version of torch that the file names, those of kernels for its
+again unseen. Counts of phases and graphs hold for the version of torch that the file names, those of kernels for its
 version of triton; with another version they are not compared, and --check fails: choose the --groups that can be. Exit
 status: 0 done, 1 a count differs or could not be checked (--check), 2 bad input.
 """
@@ -45,7 +45,7 @@ UPDATE = "make counts"
 
 
 def count_group(group: str) -> dict[str, int]:
-    """OpCounts of a group by flat names, as storm.act.launches. Raises: UserError where they cannot be had here."""
+    """Counts of a group by flat names, as storm.act.launches. Raises: UserError where they cannot be had here."""
     if group == "kernels":
         from bench.counted import kernels  # triton and its disassembler
 
@@ -55,13 +55,15 @@ def count_group(group: str) -> dict[str, int]:
     return count_runs.phases() if group == "phases" else count_runs.compiled()
 
 
-def collect(groups: Iterable[str] = tuple(GROUPS)) -> dict[str, int]:
-    """OpCounts of the groups; one that cannot be had here is left out with a line on stderr."""
+def collect(groups: Iterable[str] = tuple(GROUPS), *, strict: bool = False) -> dict[str, int]:
+    """Counts of the groups. One that cannot be had here is a line on stderr, or with strict a UserError."""
     counts: dict[str, int] = {}
     for group in groups:
         try:
             counts |= count_group(group)
         except UserError as error:
+            if strict:
+                raise
             warn(f"{group} are left out: {error}")
     return counts
 
@@ -112,7 +114,7 @@ def check(path: Path, groups: Sequence[str]) -> int:
     here = describe(torch.device("cpu"))
     versions = {library: (version(about.get(library)), version(here.get(library))) for library in GROUPS.values()}
     checked = [group for group in groups if len(set(versions[GROUPS[group]])) == 1]
-    counted = {name: value for group in checked for name, value in count_group(group).items()}
+    counted = collect(checked, strict=True)
     found = differences({name: value for name, value in saved.items() if group_of(name) in checked}, counted)
     for difference in found:
         warn(str(difference))
@@ -241,11 +243,7 @@ def run(options: argparse.Namespace) -> int:
     target = options.file if options.write else options.json
     if target:
         check_writable("--file" if options.write else "--json", target)
-    counts = (
-        {name: value for group in groups for name, value in count_group(group).items()}
-        if options.write
-        else collect(groups)
-    )
+    counts = collect(groups, strict=options.write)
     if target:
         save(target, counts)
     print("\n\n".join(filter(None, (table(counts, group) for group in groups))))

@@ -43,7 +43,7 @@ class WarmStep:
         }
 
     def work(self, name: str, seconds: float, peaks: Peaks) -> dict[str, Any]:
-        """OpCounts of a phase and its rates at `seconds` per call; for `step`, of a whole environment step."""
+        """Counts of a phase and its rates at `seconds` per call; for `step`, of a whole environment step."""
         parts = (
             [(self.counts[phase], rate) for phase, rate in self.per_step.items()]
             if name == STEP

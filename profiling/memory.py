@@ -3,12 +3,12 @@
     python -m profiling.memory                      # presets storm, fast and cpu; no GPU and no memory needed
     python -m profiling.memory --preset storm --precision float32
     python -m profiling.memory --picture FILE.png   # what is alive over the operators of each phase
-    python -m profiling.memory --measure --snapshot FOLDER      # on CUDA: what torch's allocator says, and its history
+    python -m profiling.memory --measure --snapshot FOLDER      # on CUDA: what the allocator says, and its history
 
-The count runs the real phases on meta tensors and follows every storage (stormfast/memory/estimate.py). It is exact for what
-tensors take. Not tensors, and so an allowance: blocks rounded up by the allocator, workspaces of cuBLAS and cuDNN,
-the CUDA context. Storm and fast are counted as on CUDA in bfloat16 with captured graphs, cpu and tiny as on a CPU in
-float32, for 18 actions.
+The count runs the real phases on meta tensors and follows every storage (stormfast/memory/estimate.py). It is exact
+for what tensors take. Not tensors, and so an allowance: blocks rounded up by the allocator, workspaces of cuBLAS and
+cuDNN, the CUDA context. Storm and fast are counted as on CUDA in bfloat16 with captured graphs, cpu and tiny as on a
+CPU in float32, for 18 actions.
 
 For each phase: the bytes alive at its peak, the operator and line that made the last of them, and the largest tensors
 it had made by then. A line in a backward pass names the autograd node. A snapshot is FOLDER/PRESET-PHASE.html, the

@@ -1,26 +1,23 @@
 """Where does the time of a step go: which phase, which operator, which kernel, and how long does the GPU wait?
 
-    python -m profiling.trace --preset storm                         # 3 warm steps; a trace under profiling/out/, a
-    table here python -m profiling.trace --preset cpu --device cpu --steps 12 --out step.json python -m
-    profiling.trace --preset fast --compile off --stacks   # with the Python lines of each operator; large, and slow
-    to take
+    python -m profiling.trace --preset storm                    # 3 warm steps: a table, and a trace in profiling/out/
+    python -m profiling.trace --preset cpu --device cpu --steps 12 --out step.json
+    python -m profiling.trace --preset fast --compile off --stacks    # with the Python lines of each operator: large
 
 torch.profiler watches the steps, on a CPU too. The trace opens in Perfetto (ui.perfetto.dev) or chrome://tracing: one
-range a phase and step on the host's row, named stormfast:PHASE, and on CUDA the kernels below, also those of a
-captured graph. It says under `stormfast` what it is of. Steps are chosen as in warm_steps.py.
+range for each phase and step on the host's row, named stormfast:PHASE, and on CUDA the kernels below, also those of a
+captured graph. Under `stormfast` it says what it is of. Steps are chosen as in warm_steps.py.
 
 How to read the table; everything is for one environment step:
     host        milliseconds between the start and the end of a phase's range, and its share of the step. `outside` is
-    the loop itself. operators   the part of it spent in torch's operators. On a CPU the rest is Python, or emulators
-    in env. On CUDA operators only
-                launch, and a captured phase has next to none.
+                the loop itself.
+    operators   the part of it spent in torch's operators. On a CPU the rest is Python, or emulators in env. On CUDA
+                operators only launch, and a captured phase has next to none.
     kernels, GPU  how many kernels the phase launched, and how long they ran. The host waits for them in act, where it
-    reads the
-                action: a long act with short kernels is the work of the step before, still under way.
+                reads the action: a long act with short kernels is the work of the step before, still under way.
     idle        share of the time, from the first step to the last kernel, in which the GPU did nothing. High, with
-    --compile
-                off: launches are the limit, capture them. High, with graphs: the host is; look at env and append.
-The profiler takes time itself, some microseconds an operator: for speed, believe warm_steps.py or `stormfast profile`.
+                --compile off: launches are the limit, capture them. High, with graphs: the host is; see env and append.
+The profiler takes time itself, some microseconds for each operator: for speed, believe warm_steps.py.
 """
 
 import argparse
@@ -58,9 +55,9 @@ TOP = 12  # operators and kernels shown
 def traced(run: Run, steps: int, stacks: bool) -> tuple[dict[str, Any], int]:
     """The trace of `steps` steps, as torch.profiler exports it, and how many they were."""
     device = run.learner.device
-    activities = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * (
-        device.type == "cuda"
-    )
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
     once = torch.profiler.schedule(wait=0, warmup=1, active=1)  # the profiler's first calls are slow: not recorded
     with (
         torch.profiler.profile(activities=activities, schedule=once, with_stack=stacks) as profiler,

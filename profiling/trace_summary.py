@@ -39,18 +39,11 @@ class Event:
 
 def read(trace: dict[str, Any]) -> list[Event]:
     """The lasting events of a trace, in order; of two that start at once the longer first."""
-    events = [
-        Event(
-            e["name"],
-            e.get("cat", ""),
-            e["ts"],
-            e["ts"] + e.get("dur", 0),
-            (e.get("pid"), e.get("tid")),
-            e.get("args", {}).get("correlation"),
-        )
-        for e in trace["traceEvents"]
-        if e.get("ph") == "X"
-    ]
+    events = []
+    for e in trace["traceEvents"]:
+        if e.get("ph") == "X":
+            thread, correlation = (e.get("pid"), e.get("tid")), e.get("args", {}).get("correlation")
+            events.append(Event(e["name"], e.get("cat", ""), e["ts"], e["ts"] + e.get("dur", 0), thread, correlation))
     return sorted(events, key=lambda e: (e.start, -e.end))
 
 
@@ -120,13 +113,8 @@ def summarise(trace: dict[str, Any], steps: int) -> dict[str, Any]:
 def launched(events: Sequence[Event], phases: PhaseRanges) -> list[tuple[Event, str]]:
     """What the GPU did for the steps, each with the phase that launched it."""
     launches = {e.correlation: e.start for e in events if e.category in LAUNCHES and e.correlation is not None}
-    found = []
-    for event in events:
-        if event.category in ON_GPU and event.correlation in launches:
-            phase = phases.at(launches[event.correlation])
-            if phase is not None:
-                found.append((event, phase))
-    return found
+    ran = (e for e in events if e.category in ON_GPU and e.correlation in launches)
+    return [(e, phase) for e in ran if (phase := phases.at(launches[e.correlation])) is not None]
 
 
 def phase_rows(
@@ -137,10 +125,8 @@ def phase_rows(
     steps: int,
 ) -> dict[str, dict[str, float]]:
     """A row each phase in the order of a step, and one for what lies outside them."""
-    ranges, kernels = (
-        Counter(short(e) for e in phases.ranges),
-        Counter(phase for e, phase in on_gpu if e.category == KERNEL),
-    )
+    ranges = Counter(short(e) for e in phases.ranges)
+    kernels = Counter(phase for e, phase in on_gpu if e.category == KERNEL)
     host = summed((short(e), e.length) for e in phases.ranges)
     host[OUTSIDE] = host_us - sum(host.values())
     in_operators = summed((phases.at(e.start), us) for e, us in own)
@@ -148,14 +134,17 @@ def phase_rows(
     return {
         name: {
             "ranges": ranges[name] / steps,
-            "ms": us / 1000 / steps,
-            "share": us / host_us,
+            **time(us, host_us, steps),
             "operators_ms": in_operators[name] / 1000 / steps,
             "gpu_ms": gpu_us[name] / 1000 / steps,
             "kernels": kernels[name] / steps,
         }
         for name, us in host.items()
     }
+
+
+def time(us: float, whole_us: float, steps: int) -> dict[str, float]:
+    return {"ms": us / 1000 / steps, "share": us / whole_us}
 
 
 def short(event: Event) -> str:
@@ -176,13 +165,7 @@ def table(rows: Iterable[tuple[str | None, str, float]], whole_us: float, steps:
     calls = Counter(row[:2] for row in rows)
     total = summed((row[:2], row[2]) for row in rows)
     return [
-        {
-            "phase": phase,
-            "name": name,
-            "calls": calls[phase, name] / steps,
-            "ms": us / 1000 / steps,
-            "share": us / whole_us,
-        }
+        {"phase": phase, "name": name, "calls": calls[phase, name] / steps, **time(us, whole_us, steps)}
         for (phase, name), us in sorted(total.items(), key=lambda item: -item[1])
     ]
 

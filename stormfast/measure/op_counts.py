@@ -11,12 +11,12 @@ that is only made, and work on host memory next to a CUDA device. A CPU splits s
 (dropout, attention with dropout), and an operator that takes many tensors (foreach, the fused optimiser) counts once
 where a GPU may need several kernels: counts are of what is asked for, good to compare with each other.
 
-Host reads are what makes the host wait for the device. On a CPU, where device and host memory are one, these are seen: reading
-a scalar (.item(), float(), bool()), operators whose output's size depends on values (nonzero, masks as indices,
+Host reads are what makes the host wait for the device. On a CPU, where device and host memory are one, these are seen:
+reading a scalar (.item(), float(), bool()), operators whose output's size depends on values (nonzero, masks as indices,
 unique), .cpu() and .tolist(). Not seen: .to("cpu") and copy_ into host memory, which there do nothing special.
 
-OpWork is that of matrix products, convolutions and attention, forward and backward. FLOPs are torch's own formulas
-(torch.utils.flop_counter), bytes each input read once and each output written once.
+The work counted is that of matrix products, convolutions and attention, forward and backward. FLOPs are torch's own
+formulas (torch.utils.flop_counter), bytes each input read once and each output written once.
 """
 
 import contextlib
@@ -141,7 +141,7 @@ def _nothing_compiled() -> contextlib.AbstractContextManager[Any]:
 
 
 class _Calls(TorchFunctionMode):
-    """OpCounts the host reads that only torch's Python interface shows on every device."""
+    """Counts the host reads that only torch's Python interface shows on every device."""
 
     def __init__(self, counts: OpCounts, device: torch.device) -> None:
         super().__init__()
@@ -160,7 +160,7 @@ class _Calls(TorchFunctionMode):
 
 
 class _Operators(TorchDispatchMode):
-    """OpCounts the operators that reach the device."""
+    """Counts the operators that reach the device."""
 
     def __init__(self, counts: OpCounts, device: torch.device, calls: _Calls) -> None:
         super().__init__()

@@ -23,7 +23,6 @@ from stormfast.measure.phases import count_phases, warm_run
 from stormfast.replay import Replay
 from stormfast.schema import override
 from stormfast.world_model import WorldModel
-from stormfast_kernels import launch
 from tests.conftest import ROOT
 
 
@@ -263,14 +262,6 @@ def test_counts_of_another_version_are_not_compared_and_fail_the_check(file, cap
     assert [line.split()[0] for line in capsys.readouterr().err.splitlines()] == unchecked
     others = [group for group in counts.GROUPS if group not in unchecked]
     assert counts.main(["--check", "--groups", ",".join(others), "--file", str(file)]) == 0
-
-
-def test_a_missing_triton_fails_the_check_and_another_build_does_not(file, monkeypatch):
-    edit(file, about={"torch": counts.version(torch.__version__) + "+cu130"})
-    assert counts.main(["--check", "--file", str(file)]) == 0
-    edit(file, about={"triton": "3.7.1"})
-    monkeypatch.setattr(launch, "triton", None)
-    assert counts.main(["--check", "--file", str(file)]) == 1
 
 
 def test_what_cannot_be_counted_here_is_left_out_and_never_written_down(file, capsys, monkeypatch):

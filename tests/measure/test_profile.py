@@ -14,7 +14,7 @@ from stormfast.cli import main
 from stormfast.config import ProfileConfig, TrainConfig, preset_config
 from stormfast.errors import UserError
 from stormfast.measure import peaks, profile
-from stormfast.measure import phases as full_step
+from stormfast.measure import phases as measure_phases
 from stormfast.measure.op_counts import OpCounts, OpWork
 from stormfast.measure.peaks import Peaks, best_of, best_seconds, floor_seconds, measure_peaks
 from stormfast.measure.phases import NEVER, cycle_steps, training_config
@@ -58,8 +58,8 @@ def test_the_profiled_run_is_the_presets():
 def test_no_more_steps_are_taken_than_memory_is_asked_for(
     warmup: int, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runs, build = [], full_step.build
-    monkeypatch.setattr(full_step, "build", lambda config, path: (runs.append(build(config, path)), runs[-1])[1])
+    runs, build = [], measure_phases.build
+    monkeypatch.setattr(measure_phases, "build", lambda config, path: (runs.append(build(config, path)), runs[-1])[1])
     profile.measure(ProfileConfig(preset="tiny", device="cpu", warmup=warmup, steps=steps, compile="off"))
     (run,) = runs
     rows = int(run.replay.written.sum())
@@ -198,7 +198,7 @@ def test_rates_of_fewer_updates_than_steps(monkeypatch: pytest.MonkeyPatch) -> N
         "imagination.batch_size": 8,
     }
     tiny = override(preset_config("tiny", "standard"), sizes)
-    monkeypatch.setattr(full_step, "preset_config", lambda *_: tiny)
+    monkeypatch.setattr(measure_phases, "preset_config", lambda *_: tiny)
     result = profile.measure(ProfileConfig(preset="tiny", device="cpu", steps=5))
     phases = result["phases"]
     calls = {name: row["calls_per_step"] for name, row in phases.items()}
@@ -247,8 +247,11 @@ def test_no_temporary_directory_is_told_in_one_line(monkeypatch: pytest.MonkeyPa
     config = training_config(ProfileConfig(preset="tiny", device="cpu"))
     for name in ("TemporaryDirectory", "build"):
         with monkeypatch.context() as context:
-            context.setattr(full_step, name, full)
-            with pytest.raises(UserError, match="No space left on device; set TMPDIR"), full_step.scratch_run(config):
+            context.setattr(measure_phases, name, full)
+            with (
+                pytest.raises(UserError, match="No space left on device; set TMPDIR"),
+                measure_phases.scratch_run(config),
+            ):
                 pass
 
 
@@ -260,7 +263,7 @@ def test_sigterm_clears_the_temporary_directory_away(monkeypatch: pytest.MonkeyP
         assert path.is_dir()
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(full_step, "build", terminated)
+    monkeypatch.setattr(measure_phases, "build", terminated)
     monkeypatch.setattr(profile, "measure_peaks", lambda device: None)
     before = signal.getsignal(signal.SIGTERM)
     assert main(["profile", "--preset", "tiny", "--device", "cpu"]) == 128 + signal.SIGTERM

@@ -31,7 +31,7 @@ def full_replay(config: TrainConfig) -> Replay:
 
 
 def real_bytes(config: TrainConfig, precision: torch.dtype) -> dict[str, int]:
-    """What the tensors of a run take on this CPU: all the time, and at the peak of each phase beyond that, in its second call."""
+    """Bytes of a run's tensors on this CPU: all the time, and beyond that at the peak of each phase's second call."""
     with LiveBytes("cpu") as live:
         replay = full_replay(config)
         learner = Learner(config, NUM_ACTIONS, CPU, precision)
@@ -168,7 +168,7 @@ def test_captured_graphs_keep_the_smaller_update_too():
 
 @pytest.mark.parametrize(("preset", "goal"), [("storm", 8 * GB), ("fast", 5 * GB)])
 def test_presets_keep_their_goals(preset, goal):
-    """As they run by default on every GPU of today, in bfloat16 and captured; eagerly in float32 too, which takes more."""
+    """As they run by default on a GPU, in bfloat16 and captured; eagerly in float32 too, which takes more."""
     config = preset_config(preset, "standard")
     assert 2 * GB < estimate(config, 18, torch.bfloat16, captured=True).total <= goal
     assert 2 * GB < estimate(config, 18, torch.float32).total <= goal

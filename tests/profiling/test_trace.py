@@ -22,17 +22,9 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     arguments = (
         f"--preset tiny --device cpu --steps {STEPS} --out {directory}/trace.json.gz --json {directory}/numbers.json"
     )
-    with pytest.MonkeyPatch.context() as patch:
-        printed: list[str] = []
-        patch.setattr("builtins.print", lambda *words, **_: printed.append(" ".join(map(str, words))))
-        assert script.main(arguments.split()) == 0
+    assert script.main(arguments.split()) == 0
     trace = json.loads(gzip.decompress((directory / "trace.json.gz").read_bytes()))
-    return {
-        "trace": trace,
-        "numbers": json.loads((directory / "numbers.json").read_text()),
-        "printed": "\n".join(printed),
-        "arguments": arguments,
-    }
+    return {"trace": trace, "numbers": json.loads((directory / "numbers.json").read_text()), "arguments": arguments}
 
 
 def ranges_of(trace: dict[str, Any]) -> list[dict[str, Any]]:
@@ -56,14 +48,6 @@ def test_a_trace_has_one_range_a_phase_and_step(traced: dict[str, Any]) -> None:
     assert counts[whole] == STEPS and counts.keys() <= {whole, reset}
 
 
-def test_operators_lie_in_the_ranges(traced: dict[str, Any]) -> None:
-    updates = [e for e in ranges_of(traced["trace"]) if e["name"] == "stormfast:world_model"]
-    backward = [e for e in traced["trace"]["traceEvents"] if e.get("name") == "aten::convolution_backward"]
-    assert backward and len(backward) % STEPS == 0
-    for event in backward:
-        assert any(u["ts"] <= event["ts"] < u["ts"] + u["dur"] for u in updates)
-
-
 def test_files_say_what_they_are_of(traced: dict[str, Any]) -> None:
     for origin in (traced["trace"]["stormfast"], traced["numbers"]):
         assert origin["command"] == f"python -m profiling.trace {traced['arguments']}"
@@ -77,18 +61,11 @@ def test_the_numbers_add_up(traced: dict[str, Any]) -> None:
     assert numbers["steps"] == STEPS and list(rows) == [*PHASES, "outside"] and numbers["gpu"] is None
     assert sum(row["ms"] for row in rows.values()) == pytest.approx(numbers["ms"])
     assert all(0 <= row["operators_ms"] <= row["ms"] for name, row in rows.items())
-    assert sum(row["ms"] for row in numbers["operators"]) == pytest.approx(
-        sum(row["operators_ms"] for row in rows.values())
-    )
+    in_operators = sum(row["operators_ms"] for row in rows.values())
+    assert sum(row["ms"] for row in numbers["operators"]) == pytest.approx(in_operators)
+    assert "agent" in script.report(numbers) and "kernels" not in script.report(numbers)
     assert rows["world_model"]["operators_ms"] > 0.5 * rows["world_model"]["ms"]
     assert rows["env"]["operators_ms"] < 0.5 * rows["env"]["ms"]
-
-
-def test_the_table_has_the_numbers(traced: dict[str, Any]) -> None:
-    row = traced["numbers"]["phases"]["agent"]
-    lines = {line.split()[0]: line.split() for line in traced["printed"].splitlines() if line.strip()}
-    assert lines["agent"][1:] == ["1", f"{row['ms']:.3f}", f"{row['share']:.1%}", f"{row['operators_ms']:.3f}"]
-    assert "kernels" not in traced["printed"]
 
 
 @pytest.mark.parametrize(
@@ -102,7 +79,7 @@ def test_the_table_has_the_numbers(traced: dict[str, Any]) -> None:
     ],
 )
 def test_bad_input_is_one_line_before_any_step(
-    arguments: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    arguments: str, message: str, tmp_path: Path, capsys, monkeypatch
 ) -> None:
     (tmp_path / "dir.json").mkdir()
     monkeypatch.setattr(script, "OUT", tmp_path)
@@ -113,7 +90,7 @@ def test_bad_input_is_one_line_before_any_step(
 
 
 @pytest.mark.gpu
-def test_kernels_of_captured_graphs_are_in_the_trace(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_kernels_of_captured_graphs_are_in_the_trace(tmp_path: Path) -> None:
     for mode in ("off", "graphs"):
         arguments = f"--preset tiny --device cuda --compile {mode} --steps 2 --out {tmp_path}/t.json"
         assert script.main([*arguments.split(), "--json", f"{tmp_path}/n.json"]) == 0

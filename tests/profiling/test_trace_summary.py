@@ -61,9 +61,7 @@ GPU = [
     event("cuda_runtime", "cudaLaunchKernel", 25, 26, correlation=1),
     event("kernel", "gemm", 30, 50, thread=90, correlation=1),
     event("cuda_driver", "cuLaunchKernelEx", 30, 31, correlation=3),
-    event(
-        "kernel", "unimix_sample_kernel", 45, 55, thread=91, correlation=3
-    ),  # on another stream, over the end of the one before
+    event("kernel", "unimix_sample_kernel", 45, 55, thread=91, correlation=3),  # on another stream, over gemm's end
     event("cuda_runtime", "cudaGraphLaunch", 62, 64, correlation=2),
     event("kernel", "gemm", 80, 100, thread=90, correlation=2),
     event("kernel", "gemm", 100, 130, thread=90, correlation=2),
@@ -85,51 +83,24 @@ def test_a_phase_has_its_time_and_share():
     us = {name: row["ms"] * 2000 for name, row in rows.items()}
     assert us == pytest.approx({"act": 70, "world_model": 80, "agent": 10, "env": 15, "outside": 25})
     assert sum(row["share"] for row in rows.values()) == pytest.approx(1)
-    assert {name: row["ranges"] for name, row in rows.items()} == {
-        "act": 1,
-        "world_model": 1,
-        "agent": 0.5,
-        "env": 0.5,
-        "outside": 0,
-    }
+    assert [row["ranges"] for row in rows.values()] == [1, 1, 0.5, 0.5, 0]
 
 
 def test_an_operator_has_what_it_does_not_call():
     operators = [e for e in read(trace(OPERATORS)) if e.category == "cpu_op"]
-    own = dict(zip([(e.name, e.start) for e in operators], self_times(operators), strict=True))
-    assert own == {
-        ("a", 21): 6,
-        ("b", 22): 6,
-        ("c", 23): 2,
-        ("d", 35): 6,
-        ("e", 25): 14,
-        ("a", 151): 4,
-        ("a", 72): 1,
-        ("a", 300): 100,
-    }
+    own = [(e.name, us) for e, us in zip(operators, self_times(operators), strict=True)]
+    assert own == [("a", 6), ("b", 6), ("c", 2), ("e", 14), ("d", 6), ("a", 1), ("a", 4), ("a", 100)]
     found = summarise(trace(HOST, OPERATORS), steps=2)
     rows = [(row["phase"], row["name"], row["calls"], row["ms"] * 2000) for row in found["operators"]]
     assert [row[:3] for row in rows[:2]] == [("world_model", "e", 0.5), ("world_model", "a", 1)]
-    assert {row[:2]: round(row[3], 9) for row in rows} == {
-        ("world_model", "e"): 14,
-        ("world_model", "a"): 10,
-        ("world_model", "b"): 6,
-        ("world_model", "c"): 2,
-        ("world_model", "d"): 6,
-        ("outside", "a"): 1,
-    }
+    us = [(name, round(us, 9)) for phase, name, _, us in rows if phase == "world_model"]
+    assert sorted(us) == [("a", 10), ("b", 6), ("c", 2), ("d", 6), ("e", 14)]
     assert found["phases"]["world_model"]["operators_ms"] * 2000 == pytest.approx(38)
 
 
 def test_a_kernel_belongs_to_the_phase_that_launched_it():
     rows = summarise(trace(HOST, OPERATORS, GPU), steps=2)["phases"]
-    assert {name: row["kernels"] for name, row in rows.items()} == {
-        "act": 0,
-        "world_model": 1,
-        "agent": 1.5,
-        "env": 0,
-        "outside": 0,
-    }
+    assert [row["kernels"] for row in rows.values()] == [0, 1, 1.5, 0, 0]
     gpu_us = {name: row["gpu_ms"] * 2000 for name, row in rows.items()}
     assert gpu_us == pytest.approx({"act": 2, "world_model": 30, "agent": 170, "env": 0, "outside": 0})
 
@@ -140,10 +111,8 @@ def test_the_gpu_idles_where_nothing_runs_on_any_stream():
     assert gpu["busy_ms"] * 2000 == pytest.approx(2 + 25 + 50 + 120)
     assert gpu["idle_share"] == pytest.approx(1 - 197 / 260)
     assert gpu["kernels"] == 2.5
-    assert [(row["phase"], row["name"], row["calls"]) for row in gpu["top"][:2]] == [
-        ("agent", "softmax", 0.5),
-        ("agent", "gemm", 1),
-    ]
+    top = [(row["phase"], row["name"], row["calls"]) for row in gpu["top"][:2]]
+    assert top == [("agent", "softmax", 0.5), ("agent", "gemm", 1)]
 
 
 def test_covered_time_is_counted_once_and_within_bounds():

@@ -11,7 +11,7 @@ import torch
 from profiling import warm_steps
 from stormfast import annotate
 from stormfast.config import ProfileConfig
-from stormfast.measure import phases as full_step
+from stormfast.measure import phases as measure_phases
 from stormfast.measure.phases import take_steps, training_config, warm_run, whole_cycles
 from stormfast.schema import override
 
@@ -52,7 +52,7 @@ def test_a_warm_run_takes_steps_with_each_phase_in_its_range() -> None:
 
 
 def test_steps_come_in_whole_cycles_after_the_captures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(full_step, "calls_until_captured", lambda run: 4)
+    monkeypatch.setattr(measure_phases, "calls_until_captured", lambda run: 4)
     config = override(training_config(TINY), {"agent.updates_per_step": 0.25})
     names = Names()
     with warm_run(config) as run:
