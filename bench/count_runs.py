@@ -19,12 +19,12 @@ import torch._dynamo
 from torch._dynamo.utils import counters
 
 from stormfast.compile import compile_parts
-from stormfast.config import PRESETS, ProfileConfig, TrainConfig
 from stormfast.measure.op_counts import OpCounts, count
 from stormfast.measure.phases import count_phases, cycle_steps, take_steps, training_config, warm_run
 from stormfast.measure.work import MOST_ACTIONS, operators_as_on_a_gpu, phase_work
 from stormfast.runs.run import Run
 from stormfast.schema import override
+from stormfast.settings import PRESETS, ProfileConfig, TrainConfig
 
 HOST_PHASES = {"env"}  # not of the device: what it counts on a CPU is the host's work
 ON_GPU = {"storm", "fast"}  # presets counted as a GPU runs them

@@ -4,12 +4,12 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from stormfast.config import ProfileConfig
 from stormfast.measure.op_counts import OpCounts
 from stormfast.measure.peaks import Peaks, floor_seconds
 from stormfast.measure.phases import compile_mode, cycle_steps, take_steps, training_config, warm_phases, warm_run
 from stormfast.measure.work import run_counts
 from stormfast.runs.run import Run
+from stormfast.settings import ProfileConfig
 
 STEP = "step"  # the whole of it, as the training loop runs it
 

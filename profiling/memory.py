@@ -27,13 +27,13 @@ from typing import Any
 import torch
 
 from bench.script import Parser, check_writable, provenance, status_of, written
-from stormfast.config import TrainConfig, preset_config
 from stormfast.learner import Learner
 from stormfast.measure.work import MOST_ACTIONS
 from stormfast.memory.estimate import GB, LABELS, PHASES, count, run_phases
 from stormfast.memory.meta_tensors import Peak
 from stormfast.player import Player
 from stormfast.replay import Replay
+from stormfast.settings import TrainConfig, preset_config
 
 TARGETS = {
     "storm": ("cuda", "bfloat16"),

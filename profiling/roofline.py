@@ -27,13 +27,13 @@ import torch
 
 from bench.script import Parser, check_writable, provenance, status_of, written
 from profiling.gpus import DEVICES, Device, find, given
-from stormfast.config import PRESETS, PROTOCOLS, TrainConfig, preset_config, validate
 from stormfast.errors import UserError
 from stormfast.measure.op_counts import OpWork
 from stormfast.measure.phases import phase_rates
 from stormfast.measure.profile_report import number
 from stormfast.measure.work import MOST_ACTIONS, phase_work
 from stormfast.schema import override
+from stormfast.settings import PRESETS, PROTOCOLS, TrainConfig, preset_config, validate
 
 STEPS = 100_000  # of a whole training
 

@@ -25,7 +25,6 @@ import torch
 from bench import script
 from stormfast import annotate
 from stormfast.compile import is_compiler_error
-from stormfast.config import PRESETS, ProfileConfig, validate_profile
 from stormfast.device import device_name, out_of_memory, resolve_device
 from stormfast.envs.games import check_game
 from stormfast.errors import UserError
@@ -35,6 +34,7 @@ from stormfast.measure.profile import exit_at_sigterm
 from stormfast.plan import choose_preset
 from stormfast.runs.provenance import commit
 from stormfast.runs.run import Run
+from stormfast.settings import PRESETS, ProfileConfig, validate_profile
 
 
 @contextlib.contextmanager

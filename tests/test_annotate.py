@@ -12,9 +12,9 @@ from types import SimpleNamespace
 import pytest
 
 from stormfast import annotate
-from stormfast.config import preset_config
 from stormfast.errors import UserError
-from stormfast.train import train
+from stormfast.loop import train
+from stormfast.settings import preset_config
 from tests.conftest import ROOT
 
 
@@ -56,9 +56,9 @@ def test_off_nvtx_is_not_imported_by_a_step_of_training():
     code = f"""
 import sys
 sys.path[:0] = {[str(ROOT), str(ROOT / "kernels")]!r}
-from stormfast.config import ProfileConfig
+from stormfast.settings import ProfileConfig
 from stormfast.measure.phases import scratch_run, training_config
-from stormfast.train import advance
+from stormfast.loop import advance
 with scratch_run(training_config(ProfileConfig(preset="tiny", device="cpu"))) as run:
     advance(run)
 assert run.step == 1

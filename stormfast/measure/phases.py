@@ -17,9 +17,9 @@ from torch import Tensor
 from stormfast import annotate
 from stormfast.collect import Collector
 from stormfast.compile import WARMUP_CALLS, GraphedCall, GraphPool
-from stormfast.config import ProfileConfig, TrainConfig, preset_config, validate
 from stormfast.errors import UserError
 from stormfast.learner import Learner, minibatches
+from stormfast.loop import advance
 from stormfast.measure.op_counts import OpCounts, count
 from stormfast.measure.peaks import timed
 from stormfast.memory.estimate import act_on_black_frames
@@ -29,7 +29,7 @@ from stormfast.records import Batch, Rollout
 from stormfast.replay import Replay
 from stormfast.runs.run import Run, build
 from stormfast.schema import override
-from stormfast.train import advance
+from stormfast.settings import ProfileConfig, TrainConfig, preset_config, validate
 
 NEVER = 10**9  # steps between two metric flushes, or two checkpoints
 STEP = "step"  # the range around each iteration of the training loop, for profilers

@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from stormfast.config import ProfileConfig
 from stormfast.device import device_name, out_of_memory
 from stormfast.errors import UserError
 from stormfast.measure.op_counts import OpCounts
@@ -46,6 +45,7 @@ from stormfast.plan import plan
 from stormfast.runs.progress import log_line
 from stormfast.runs.provenance import commit
 from stormfast.runs.run import Run
+from stormfast.settings import ProfileConfig
 
 
 def profile(config: ProfileConfig) -> int:

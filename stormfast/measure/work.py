@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stormfast.config import TrainConfig
 from stormfast.measure.op_counts import OpCounts, count
 from stormfast.measure.phases import FullStep, count_phases
 from stormfast.memory.estimate import MetaTensorLearner, full_replay
 from stormfast.memory.meta_tensors import META, LiveBytes, meta_autocast
 from stormfast.player import Player
 from stormfast.runs.run import Run
+from stormfast.settings import TrainConfig
 from stormfast_kernels import dispatch, launch
 
 MOST_ACTIONS = 18  # of any Atari game

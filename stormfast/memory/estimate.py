@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from stormfast.compile import Updates
-from stormfast.config import TrainConfig
 from stormfast.demonstration import load_demonstration
 from stormfast.errors import UserError
 from stormfast.learner import Learner
@@ -22,6 +21,7 @@ from stormfast.plan import Plan
 from stormfast.player import Player
 from stormfast.records import OBS_SHAPE
 from stormfast.replay import ROW_BYTES, Replay
+from stormfast.settings import TrainConfig
 
 GB = 10**9
 # Not counted but taken. On a CPU resident memory grew by 14 % more than the count (storm's sizes with 256 rollouts of

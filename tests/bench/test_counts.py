@@ -16,12 +16,12 @@ import torch
 
 from bench import count_runs, counts
 from stormfast.agent import Agent
-from stormfast.config import PRESETS, TrainConfig
 from stormfast.errors import UserError
 from stormfast.learner import Learner
 from stormfast.measure.phases import count_phases, warm_run
 from stormfast.replay import Replay
 from stormfast.schema import override
+from stormfast.settings import PRESETS, TrainConfig
 from stormfast.world_model import WorldModel
 from tests.conftest import ROOT
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from stormfast.cli import main
-from stormfast.config import ProfileConfig, TrainConfig, preset_config
 from stormfast.errors import UserError
 from stormfast.measure import peaks, profile
 from stormfast.measure import phases as measure_phases
@@ -21,6 +20,7 @@ from stormfast.measure.phases import NEVER, cycle_steps, training_config
 from stormfast.measure.profile import spread
 from stormfast.measure.profile_report import WIDTH
 from stormfast.schema import flatten, override
+from stormfast.settings import ProfileConfig, TrainConfig, preset_config
 
 CPU = torch.device("cpu")
 PHASES = ["act", "sample_windows", "world_model", "sample_contexts", "imagination", "agent", "refresh", "env"]

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from stormfast.config import TrainConfig, preset_config
 from stormfast.errors import UserError
 from stormfast.learner import Learner
 from stormfast.memory import estimate as memory
@@ -18,6 +17,7 @@ from stormfast.plan import CompileMode, plan
 from stormfast.player import Player
 from stormfast.replay import ROW_BYTES, Replay
 from stormfast.schema import override
+from stormfast.settings import TrainConfig, preset_config
 from tests.model_fixtures import NUM_ACTIONS, make_batch, tiny_config
 
 CPU = torch.device("cpu")

@@ -10,10 +10,10 @@ import torch
 
 from profiling import warm_steps
 from stormfast import annotate
-from stormfast.config import ProfileConfig
 from stormfast.measure import phases as measure_phases
 from stormfast.measure.phases import take_steps, training_config, warm_run, whole_cycles
 from stormfast.schema import override
+from stormfast.settings import ProfileConfig
 
 TINY = ProfileConfig(preset="tiny", device="cpu", warmup=2)
 PHASES = ["act", "sample_windows", "world_model", "sample_contexts", "imagination", "agent", "refresh", "env", "append"]
