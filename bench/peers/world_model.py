@@ -1,77 +1,67 @@
-"""How long does an update take, against TorchRL's DreamerV3 at comparable sizes, in turn in one process?
+"""How long does an update take beside TorchRL's DreamerV3 at comparable sizes?
 
-    python bench/peers/world_model.py --json bench/results/DEVICE/peers-world-model.json      # presets tiny and cpu; storm and fast on CUDA
-    python bench/peers/world_model.py --preset storm --precision bfloat16 --rounds 4 --threads 2
-    python bench/peers/world_model.py --table bench/results/DEVICE/peers-world-model.json     # print a result again
+    pip install -e ".[peers]"                                                                # torchrl
+    python -m bench.peers.world_model --json bench/results/DEVICE/peers-world-model.json
+    python -m bench.peers.world_model --preset storm --precision bfloat16 --kernel-size 3 --rounds 8 --threads 1
 
-It needs torchrl, which stormfast does not: pip install "torchrl>=0.14.1,<0.15".
+Three updates, each from data in memory to changed weights. world_model: forward, losses, backward, optimiser. agent:
+imagination and the agent's update. Both of these are eager in both libraries. both: the two together as each library
+runs them on this device: ours compiled and captured on CUDA and eager on a CPU, as in training; TorchRL's by its own
+stepper, which does the same.
 
-Three updates, each from data at hand to weights moved: the world model's (forward, losses, backward, optimiser); imagination and the
-agent's; and both, as each library runs them on this device: ours compiled and captured on CUDA and eager on a CPU, as in training,
-TorchRL's by its own stepper, which chooses the same. The first two are eager on both sides. Precision is the same on both sides.
-
-The models are not the same (a transformer and an RSSM), so that FLOPs, launches, parameters and starts of imagination stand
-beside the times, counted in the same way. TorchRL's convolutions need an odd kernel: 3 and 5 lie on either side of our 4.
-Exit codes: 0 done, 1 an update computed what is not finite or moved nothing, 2 bad arguments or no torchrl.
+The models differ (a transformer and an RSSM), so FLOPs, launches, parameters and starts of imagination, counted alike,
+stand beside the times. TorchRL's convolutions need an odd kernel: 3 and 5 are on either side of our 4. Exit status:
+0 done, 1 an update gave losses that are not finite or left weights unchanged, 2 bad arguments or no torchrl.
 """
 
 import argparse
-import importlib
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]  # so that it runs as a script, on this checkout
-
-from bench.grid import grid  # noqa: E402
-
-from bench.peers import side_by_side  # noqa: E402
-from bench.peers.side_by_side import CheckError, Row, compare, heading, over_text, take_turns  # noqa: E402
-from bench.peers.sizes import NUM_ACTIONS, Sizes, sizes_of  # noqa: E402
-from stormfast.compile import WARMUP_CALLS, GraphedCall, GraphPool, compile_parts, resolve_mode  # noqa: E402
-from stormfast.device import (
-    keep_freed_memory,  # noqa: E402
-    native_bfloat16,  # noqa: E402
-)
-from stormfast.errors import UserError  # noqa: E402
-from stormfast.learner import Learner  # noqa: E402
-from stormfast.measure.op_counts import count  # noqa: E402
+from bench.peers import runner
+from bench.peers.runner import OURS, CheckError, Row, summarize, time_interleaved
+from bench.script import Parser
+from stormfast.compile import WARMUP_CALLS, GraphedCall, GraphPool, compile_parts, resolve_mode
+from stormfast.device import keep_freed_memory, native_bfloat16
+from stormfast.learner import Learner
+from stormfast.measure.op_counts import count
 from stormfast.player import Player
-from stormfast.records import OBS_SHAPE, Batch  # noqa: E402
-from stormfast.settings import PRESETS, TrainConfig, preset_config  # noqa: E402
+from stormfast.records import OBS_SHAPE, Batch
+from stormfast.settings import PRESETS, TrainConfig, preset_config
 
-OURS, RIVAL, INSTALL = "stormfast", "torchrl", 'pip install "torchrl>=0.14.1,<0.15"'
-PARTS = {"world_model": "world model", "agent": "imagination and agent", "both": "both"}
+NUM_ACTIONS = 18  # the most of any game
+PARTS = ("world_model", "agent", "both")
 DEFAULT_PRESETS = {"cpu": ["tiny", "cpu"], "cuda": ["storm", "fast"]}
-HEADER = ["preset", "precision", "update", "library", "ms (spread)", "over ours"]
-HEADER += ["GFLOP", "GFLOP/s", "launches", "host reads", "parameters", "starts"]
-Losses = dict[str, Tensor]
+CHECKED_CALLS = 4  # the first does not change all weights: behind an output layer of zeros there is no gradient
+Call = Callable[[], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
 class Update:
-    """One library's way to make an update."""
+    """One library's update.
+
+    Attributes:
+        call: makes one, and returns its losses.
+        eager: the same without a CUDA graph, whose launches cannot be counted.
+        weights: what it changes.
+        starts: rollouts that it imagines.
+    """
 
     library: str
-    call: Callable[[], Losses]  # makes one, and returns its losses
-    counted: Callable[[], Losses]  # the same, eager: what a graph launches cannot be counted
-    weights: list[nn.Parameter]
-    starts: int  # rollouts that it imagines
-
-
-# --- the updates -------------------------------------------------------------------------------------------------
+    call: Call
+    eager: Call
+    weights: Sequence[nn.Parameter]
+    starts: int
 
 
 def random_batch(batch: int, length: int, device: torch.device) -> Batch:
-    """Windows of noise, nowhere an episode's start or end: an update takes as long on them as on frames."""
+    """[batch, length] steps of noise, no episode begins or ends: an update takes as long on them as on frames."""
     no = torch.zeros(batch, length, dtype=torch.bool, device=device)
     return Batch(
         obs=torch.randint(256, (batch, length, *OBS_SHAPE), dtype=torch.uint8, device=device),
@@ -82,192 +72,108 @@ def random_batch(batch: int, length: int, device: torch.device) -> Batch:
 
 
 def our_updates(config: TrainConfig, device: torch.device, precision: torch.dtype, batch: Batch) -> dict[str, Update]:
-    """Part -> update, by learners of their own: what compiles and captures one leaves the other eager."""
-    context = random_batch(config.imagination.batch_size, config.imagination.context, device)
-    learner = Learner(config, NUM_ACTIONS, device, precision)
-    model, agent = learner.trained["world_model"], learner.trained["agent"]
-    alone = {"world_model": partial(learner.update_world_model, batch), "agent": partial(learner.update_agent, context)}
+    """Part -> update. `both` has a learner of its own: compiling it leaves the parts eager."""
     starts = config.imagination.batch_size
-    updates = {"world_model": Update(OURS, alone["world_model"], alone["world_model"], model, 0)}
-    updates["agent"] = Update(OURS, alone["agent"], alone["agent"], agent, starts)
-    both, weights = our_whole_update(config, device, precision, batch, context)
-    updates["both"] = Update(OURS, both, lambda: alone["world_model"]() | alone["agent"](), weights, starts)
-    return updates
-
-
-def our_whole_update(
-    config: TrainConfig, device: torch.device, precision: torch.dtype, batch: Batch, context: Batch
-) -> tuple[Callable[[], Losses], list[nn.Parameter]]:
-    """Both updates as training runs them on the device, warm; and the weights that they move."""
-    learner = Learner(config, NUM_ACTIONS, device, precision)
-    calls: list[Callable[[], Losses]] = [
-        partial(learner.update_world_model, batch),
-        partial(learner.update_agent, context),
-    ]
+    context = random_batch(starts, config.imagination.context, device)
+    parts, whole = (Learner(config, NUM_ACTIONS, device, precision) for _ in range(2))
+    world_model, agent = partial(parts.update_world_model, batch), partial(parts.update_agent, context)
+    as_trained: list[Call] = [partial(whole.update_world_model, batch), partial(whole.update_agent, context)]
     mode = resolve_mode("auto", device)
     if mode != "off":
-        compile_parts(learner, Player(learner.inference, learner.agent, config.acting, config.num_envs))
+        compile_parts(whole, Player(whole.inference, whole.agent, config.acting, config.num_envs))
     if mode == "graphs":
         shared = GraphPool(device)
-        calls = [GraphedCall(call, shared) for call in calls]
+        as_trained = [GraphedCall(call, shared) for call in as_trained]
 
-    def both() -> Losses:
-        return calls[0]() | calls[1]()
+    def both() -> dict[str, Tensor]:
+        return as_trained[0]() | as_trained[1]()
 
-    for _ in range(0 if mode == "off" else WARMUP_CALLS + 1):
+    for _ in range(0 if mode == "off" else WARMUP_CALLS + 1):  # compiles and captures
         both()
-    return both, [*learner.trained["world_model"], *learner.trained["agent"]]
-
-
-def load_rival() -> Any:
-    """The module that builds TorchRL's. Raises: UserError where torchrl is not installed, or is one without DreamerV3."""
-    try:
-        return importlib.import_module("bench.peers.torchrl_dreamer")
-    except ImportError as error:
-        raise UserError(f"this needs torchrl with its DreamerV3 ({error}); {INSTALL}") from None
-
-
-def rival_updates(
-    sizes: Sizes, kernel: int, device: torch.device, precision: torch.dtype, batch: Batch
-) -> dict[str, Update]:
-    """Part -> update, by TorchRL. Raises: UserError without it."""
-    rival = load_rival()
-    alone, whole, plain = (
-        rival.Dreamer(sizes, kernel, device, precision, whole=is_whole) for is_whole in (False, True, True)
-    )
-    model, agent = alone.world_model_update(alone.sample(batch)), alone.agent_update(alone.starts())
-    both = whole.whole_update(whole.sample(batch), eager=False)
-    eager = plain.whole_update(plain.sample(batch), eager=True)
-    name = f"{RIVAL}, kernel {kernel}"
+    weights = [*whole.trained["world_model"], *whole.trained["agent"]]
     return {
-        "world_model": Update(name, model, model, alone.world_model_parameters, 0),
-        "agent": Update(RIVAL, agent, agent, alone.agent_parameters, sizes.starts),
-        "both": Update(
-            name, both, eager, [*whole.world_model_parameters, *whole.agent_parameters], sizes.batch * sizes.length
-        ),
+        "world_model": Update(OURS, world_model, world_model, parts.trained["world_model"], 0),
+        "agent": Update(OURS, agent, agent, parts.trained["agent"], starts),
+        "both": Update(OURS, both, lambda: world_model() | agent(), weights, starts),
     }
 
 
-# --- checking and timing -----------------------------------------------------------------------------------------
+def torchrl_updates(
+    config: TrainConfig, kernel: int, device: torch.device, precision: torch.dtype, batch: Batch
+) -> dict[str, Update]:
+    """Part -> update, by TorchRL with convolutions of this kernel size. Raises: ImportError without torchrl."""
+    from bench.peers.torchrl_dreamer import Dreamer
+
+    parts, whole, eager = (Dreamer(config, kernel, device, precision, whole=each) for each in (False, True, True))
+    world_model = partial(parts.update_world_model, parts.sample(batch))
+    agent = partial(parts.update_agent, parts.starts())
+    both = whole.whole_update(whole.sample(batch), eager=False)
+    counted = eager.whole_update(eager.sample(batch), eager=True)
+    weights = [*whole.trained["world_model"], *whole.trained["agent"]]
+    name, starts = f"torchrl, kernel {kernel}", config.imagination.batch_size
+    return {
+        "world_model": Update(name, world_model, world_model, parts.trained["world_model"], 0),
+        "agent": Update("torchrl", agent, agent, parts.trained["agent"], starts),
+        "both": Update(name, both, counted, weights, batch.action.numel()),
+    }
 
 
-def check(update: Update, calls: int = 4) -> None:
-    """That it is an update: losses finite, and every weight moved by `calls` of them. Raises: CheckError.
-
-    One does not move all: a head whose output layer begins at 0 gives the layers before it no gradient.
-    """
+def check_update(update: Update) -> None:
+    """Losses are finite and every weight changes. Raises: CheckError."""
     before = [weight.detach().clone() for weight in update.weights]
-    for _ in range(calls):
+    for _ in range(CHECKED_CALLS):
         losses = update.call()
-    infinite = [
-        name for name, value in losses.items() if isinstance(value, Tensor) and not bool(value.isfinite().all())
-    ]
+    infinite = [name for name, loss in losses.items() if isinstance(loss, Tensor) and not bool(loss.isfinite().all())]
     if infinite:
         raise CheckError(f"{update.library}: not finite: {', '.join(infinite)}")
-    still = sum(torch.equal(old, new) for old, new in zip(before, update.weights, strict=True))
-    if still:
-        raise CheckError(
-            f"{update.library}: {still} of {len(before)} weights are what they were before {calls} updates"
-        )
+    unchanged = sum(torch.equal(old, new) for old, new in zip(before, update.weights, strict=True))
+    if unchanged:
+        raise CheckError(f"{update.library}: {unchanged} of {len(before)} weights unchanged by {CHECKED_CALLS} updates")
 
 
-def measure(updates: Sequence[Update], rounds: int, device: torch.device) -> list[Row]:
-    """Rows of one part, ours first."""
+def count_work(update: Update, device: torch.device) -> Row:
+    update.eager()  # the first call creates the optimiser's state
+    work = count(update.eager, device)
+    counts = {"flops": work.flops, "launches": work.launches, "host_reads": len(work.host_reads)}
+    return counts | {"parameters": sum(weight.numel() for weight in update.weights), "starts": update.starts}
+
+
+def measure_part(updates: Sequence[Update], rounds: int, device: torch.device) -> list[Row]:
+    """A row of each library for one part of the update, ours first."""
     for update in updates:
-        check(update)
-    seconds = take_turns({update.library: update.call for update in updates}, rounds, device)
-    found = compare(seconds, OURS)
-    rows = []
-    for update in updates:
-        update.counted()  # the first makes optimiser state
-        work = count(update.counted, device)
-        weights = sum(weight.numel() for weight in update.weights)
-        counted = {
-            "flops": work.flops,
-            "launches": work.launches,
-            "host_reads": len(work.host_reads),
-            "parameters": weights,
-            "starts": update.starts,
-        }
-        rows.append({"library": update.library} | found[update.library] | counted)
-    return rows
+        check_update(update)
+    measured = summarize(time_interleaved({update.library: update.call for update in updates}, rounds, device))
+    return [{"library": update.library} | measured[update.library] | count_work(update, device) for update in updates]
 
 
-def measure_preset(preset: str, precision: str, given: argparse.Namespace, device: torch.device) -> list[Row]:
-    config = preset_config(preset, "standard")
-    torch.manual_seed(0)
-    batch, dtype = (
-        random_batch(config.world_model.batch_size, config.world_model.batch_length, device),
-        getattr(torch, precision),
-    )
-    rivals = [rival_updates(sizes_of(config), kernel, device, dtype, batch) for kernel in given.kernel_size]
-    ours = our_updates(config, device, dtype, batch)
-    rows = []
-    for part in given.part:
-        theirs = [rival[part] for rival in rivals]
-        found = measure(
-            [ours[part], *theirs[: 1 if part == "agent" else None]], given.rounds, device
-        )  # no convolution is in it
-        rows += [{"preset": preset, "precision": precision, "part": part} | row for row in found]
-    return rows
+def measure(options: argparse.Namespace, device: torch.device) -> Iterator[dict[str, list[Row]]]:
+    presets = options.preset or DEFAULT_PRESETS[device.type]
+    precisions = options.precision or ["float32", *(["bfloat16"] if native_bfloat16(device)[0] else [])]
+    keep_freed_memory()  # as training does; it holds for the process, so TorchRL has it too
+    for preset, precision in product(presets, precisions):
+        config, dtype = preset_config(preset, "standard"), getattr(torch, precision)
+        torch.manual_seed(0)
+        batch = random_batch(config.world_model.batch_size, config.world_model.batch_length, device)
+        peers = [torchrl_updates(config, kernel, device, dtype, batch) for kernel in options.kernel_size]
+        ours = our_updates(config, device, dtype, batch)
+        for part in PARTS:
+            theirs = [peer[part] for peer in (peers[:1] if part == "agent" else peers)]  # the agent has no convolutions
+            rows = measure_part([ours[part], *theirs], options.rounds, device)
+            yield {"rows": [{"preset": preset, "precision": precision, "part": part} | row for row in rows]}
 
 
-# --- command line ------------------------------------------------------------------------------------------------
-
-
-def parse() -> argparse.Namespace:
-    parser = side_by_side.parser_of(__doc__, rounds=16)
-    several = "may be given more than once; default"
+def add_options(parser: Parser) -> None:
     parser.add_argument(
-        "--preset", action="append", choices=list(PRESETS), help=f"{several} tiny and cpu, on CUDA storm and fast"
+        "--preset", nargs="+", choices=list(PRESETS), help="default: tiny and cpu; on CUDA storm and fast"
     )
-    precision = f"of all sides; {several} both where the device has bfloat16"
-    parser.add_argument("--precision", action="append", choices=["float32", "bfloat16"], help=precision)
-    parser.add_argument("--part", action="append", choices=list(PARTS), help=f"{several} all")
-    parser.add_argument(
-        "--kernel-size", action="append", type=int, metavar="N", help="odd, of TorchRL's convolutions; default 3 and 5"
-    )
-    return parser.parse_args()
+    parser.add_argument("--precision", nargs="+", choices=["float32", "bfloat16"], help="default: what the device has")
+    kernels = "of TorchRL's convolutions (default: 3 5)"
+    parser.add_argument("--kernel-size", nargs="+", type=int, choices=[3, 5, 7], default=[3, 5], help=kernels)
 
 
-def run(given: argparse.Namespace) -> dict[str, Any]:
-    device = side_by_side.check_common(given)
-    given.kernel_size = given.kernel_size or [3, 5]
-    if any(kernel not in (3, 5, 7) for kernel in given.kernel_size):
-        raise UserError(f"--kernel-size must be 3, 5 or 7, got {', '.join(map(str, given.kernel_size))}")
-    given.preset, given.part = given.preset or DEFAULT_PRESETS[device.type], given.part or list(PARTS)
-    given.precision = given.precision or ["float32", *(["bfloat16"] if native_bfloat16(device)[0] else [])]
-    load_rival()
-    keep_freed_memory()  # as training does; it is the process's, so that TorchRL has it too
-    names = ("device", "threads", "rounds", "preset", "precision", "part", "kernel_size")
-    options = {name.replace("_", "-"): getattr(given, name) for name in names}
-    result = side_by_side.begin("bench/peers/world_model.py", options, ("torchrl", "tensordict"), device)
-    result["sizes"] = {preset: asdict(sizes_of(preset_config(preset, "standard"))) for preset in given.preset}
-    for preset, precision in product(given.preset, given.precision):
-        side_by_side.add(result, measure_preset(preset, precision, given, device), given.json)
-        print(f"{preset}, {precision}: done", file=sys.stderr)
-    return result
-
-
-def show(result: dict[str, Any]) -> str:
-    return f"{heading(result)}\n\n{grid(HEADER, [cells(row) for row in result['rows']])}"
-
-
-def cells(row: Row) -> list[str]:
-    """One row of the table, in the order of HEADER."""
-    times = f"{1e3 * row['seconds']:.1f} ({1e3 * row['seconds_iqr']:.1f})"
-    work = [
-        f"{row['flops'] / 1e9:.3g}",
-        f"{row['flops'] / row['seconds'] / 1e9:.0f}",
-        f"{row['launches']:,}",
-        f"{row['host_reads']:,}",
-    ]
-    what = [row["preset"], row["precision"], PARTS[row["part"]], row["library"]]
-    return [*what, times, over_text(row), *work, f"{row['parameters']:,}", str(row["starts"] or "-")]
-
-
-def main() -> int:
-    return side_by_side.main_of("world_model", parse, run, show)
+def main(words: Sequence[str] | None = None) -> int:
+    packages = ("torchrl", "tensordict")
+    return runner.main("world_model", __doc__, measure, words, rounds=16, add_options=add_options, packages=packages)
 
 
 if __name__ == "__main__":
