@@ -7,7 +7,7 @@
 unclipped rewards: EnvConfig(). Before a library is timed, its frames, rewards and flags are compared with ours.
 Rates are through our VectorEnv, which is what training pays. A step is one of one environment; a call that only resets
 an environment is none, but its time counts. `over auto` compares rates of the same round with those of the library that
-`--env-backend auto` takes: median (least-most). A library that raises is a row with the reason.
+`--env-backend auto` takes: median (least-most). A library that cannot be built is a row with the reason.
 Exit status: 0 done, 1 nothing could be timed, 2 bad arguments.
 """
 
@@ -17,7 +17,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -41,55 +41,47 @@ SEED = 1
 WARMUP_CALLS = 20  # before each turn, untimed: caches went cold while the others had theirs
 
 
-class Contender:
-    """One library, stepping a game again and again. Once it has raised, the reason is in its row and it is left out."""
-
-    def __init__(self, game: str, num_envs: int, name: str) -> None:
-        self.row: Row = {"game": game, "num_envs": num_envs, "backend": name, "failure": ""}
-        self.env: VectorEnv | None = None
-        self.turns: list[dict[str, float]] = []
-        self.calls = 0
-
-    def attempt(self, call: Callable[..., None], *args: Any) -> None:
-        if not self.row["failure"]:
+def measure_case(game: str, num_envs: int, names: Sequence[str], seconds: float, rounds: int) -> list[Row]:
+    """A row of each library for one game and number of environments. One that cannot be built has the reason in it."""
+    rows = {
+        name: {"game": game, "num_envs": num_envs, "backend": name, "failure": ""} for name in BACKENDS if name in names
+    }
+    envs: dict[str, VectorEnv] = {}
+    try:
+        for name, row in rows.items():
             try:
-                call(*args)
+                problem = frame_problem(BACKENDS[name], game, SEED)
+                envs[name] = BACKENDS[name](game, CONFIG, num_envs, SEED)
+                envs[name].reset()
+                row |= {"why": problem, "honest": not problem}
             except Exception as error:
-                self.row["failure"] = f"{type(error).__name__}: {' '.join(str(error).split())}"
+                row["failure"] = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        turns = interleave({name: partial(turn, env, seconds) for name, env in envs.items()}, rounds)
+    finally:
+        for env in envs.values():
+            env.close()
+    return [row | summarize_turns(turns[name]) if name in turns else row for name, row in rows.items()]
 
-    def build(self) -> None:
-        """Compares the library's frames with ours, then makes its environments and resets them."""
-        game, num_envs, make = self.row["game"], self.row["num_envs"], BACKENDS[self.row["backend"]]
-        self.row["why"] = frame_problem(make, game, SEED)
-        self.row["honest"] = not self.row["why"]
-        self.env = make(game, CONFIG, num_envs, SEED)
-        self.actions = np.random.default_rng(SEED).integers(self.env.num_actions, size=(1024, num_envs))
-        self.env.reset()
 
-    def turn(self, seconds: float) -> None:
-        """Steps for so long, after some untimed calls."""
-        for _ in range(WARMUP_CALLS):
-            self.step()
-        steps, cpu, started = 0, cpu_seconds(), time.perf_counter()
-        while (taken := time.perf_counter() - started) < seconds or not steps:
-            steps += self.step()
-        self.turns.append({"steps": steps, "seconds": taken, "cpu_seconds": cpu_seconds() - cpu})
+def turn(env: VectorEnv, seconds: float) -> dict[str, float]:
+    """Random steps for so long, after some untimed ones. Returns: steps, seconds, cpu_seconds."""
+    actions = np.random.default_rng(SEED).integers(env.num_actions, size=(1024, env.num_envs))
+    for action in actions[:WARMUP_CALLS]:
+        env.step(action)
+    steps, calls, cpu, started = 0, 0, cpu_seconds(), time.perf_counter()
+    while (taken := time.perf_counter() - started) < seconds or not steps:
+        steps += int(np.count_nonzero(~env.step(actions[calls % len(actions)]).is_first))
+        calls += 1
+    return {"steps": steps, "seconds": taken, "cpu_seconds": cpu_seconds() - cpu}
 
-    def step(self) -> int:
-        """One call. Returns how many environments it stepped; the others it reset."""
-        assert self.env is not None  # built
-        self.calls += 1
-        return int(np.count_nonzero(~self.env.step(self.actions[self.calls % len(self.actions)]).is_first))
 
-    def finished_row(self) -> Row:
-        """The row, with vector_env: rates (steps a second in each round), their median, and sums over all rounds."""
-        if self.row["failure"]:
-            return self.row
-        total = {name: sum(turn[name] for turn in self.turns) for name in self.turns[0]}
-        rates = [turn["steps"] / turn["seconds"] for turn in self.turns]
-        median, cpu = statistics.median(rates), 1e6 * total["cpu_seconds"] / total["steps"]
-        shown = {"steps_per_second": median, "cpu_us_per_step": cpu}
-        return self.row | shown | {"vector_env": {"rates": rates, "median": median, **total}}
+def summarize_turns(turns: Sequence[dict[str, float]]) -> Row:
+    """What a row says of its turns. vector_env: the steps a second of each turn, their median, and sums over all."""
+    total = {name: sum(each[name] for each in turns) for name in turns[0]}
+    rates = [each["steps"] / each["seconds"] for each in turns]
+    median, cpu = statistics.median(rates), 1e6 * total["cpu_seconds"] / total["steps"]
+    vector_env = {"rates": rates, "median": median, **total}
+    return {"steps_per_second": median, "cpu_us_per_step": cpu, "vector_env": vector_env}
 
 
 def cpu_seconds() -> float:
@@ -103,20 +95,6 @@ def cpu_seconds() -> float:
     return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
 
 
-def measure_case(game: str, num_envs: int, names: Sequence[str], seconds: float, rounds: int) -> list[Row]:
-    """A row of each library for one game and number of environments."""
-    contenders = {name: Contender(game, num_envs, name) for name in BACKENDS if name in names}
-    try:
-        for each in contenders.values():
-            each.attempt(each.build)
-        interleave({name: partial(each.attempt, each.turn, seconds) for name, each in contenders.items()}, rounds)
-    finally:
-        for each in contenders.values():
-            if each.env:
-                each.env.close()
-    return [each.finished_row() for each in contenders.values()]
-
-
 def compare_with(auto: str, rows: list[Row]) -> None:
     """Adds over_auto to each row that was timed: its rates over those of `auto`, round by round."""
     rates = {row["backend"]: row["vector_env"]["rates"] for row in rows if not row["failure"]}
@@ -127,7 +105,9 @@ def compare_with(auto: str, rows: list[Row]) -> None:
 
 
 def check_options(options: argparse.Namespace) -> None:
-    """Raises: UserError for games, sizes or libraries that cannot be."""
+    """Raises: UserError for games, sizes or a device that cannot be."""
+    if options.device != "cpu":
+        raise UserError(f"--device must be cpu, where environments run, got {options.device}")
     if not 0 < options.seconds <= 3600:
         raise UserError(f"--seconds must be > 0 and <= 3600, got {options.seconds:g}")
     for game in options.games:
