@@ -23,10 +23,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.kernels.timing import assert_same, num_sets, prepare
 from bench.peers import kernel_peers as peers
 from bench.peers import runner
 from bench.peers.runner import OURS, CheckError, Row, summarize, time_interleaved
+from bench.providers import assert_same
+from bench.timing import num_sets, prepare
 from stormfast.settings import preset_config
 
 NUM_DRAWS, DRAWS_PER_CALL, CHECKED_ROWS = 2**18, 2**14, 4  # a class of probability 0.01 / 32 is drawn 82 times

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 
 from bench.devices import describe
-from bench.grid import grid
+from bench.record_tables import markdown as markdown_table
 from bench.script import Parser, check_writable, status_of, written
 from stormfast.device import resolve_device
 from stormfast.errors import UserError
@@ -184,7 +184,7 @@ def markdown(result: dict[str, Any]) -> str:
     commit = machine["commit"] + (" (dirty)" if machine["dirty"] else "")
     shown = [cells(row) for row in result["rows"]]
     header = list(dict.fromkeys(key for row in shown for key in row))
-    table = grid(header, [[row.get(key, "-") for key in header] for row in shown])
+    table = markdown_table(header, [[row.get(key, "-") for key in header] for row in shown])
     return f"{machine['device']}, commit {commit}; load {load}. `{result['command']}`\n\n{table}"
 
 
