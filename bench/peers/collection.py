@@ -30,7 +30,7 @@ from bench.peers import runner
 from bench.peers.runner import CheckError, Row, interleave
 from bench.peers.vector_envs import BACKENDS, frame_problem
 from bench.script import Parser
-from stormfast.envs import resolve_backend
+from stormfast.envs import choose_backend
 from stormfast.envs.games import BUILT_IN, check_game
 from stormfast.envs.vector import VectorEnv
 from stormfast.errors import UserError
@@ -124,7 +124,7 @@ def measure(options: argparse.Namespace, device: torch.device) -> Iterator[dict[
     failures = []
     for game, num_envs in product(options.games, options.num_envs):
         rows = measure_case(game, num_envs, options.backends, options.seconds, options.rounds)
-        auto = resolve_backend(game, CONFIG, num_envs=num_envs, backend="auto").name
+        auto = choose_backend(game, CONFIG, num_envs=num_envs, backend="auto").name
         compare_with(auto, rows)
         yield {"rows": rows, "verdicts": [{"game": game, "num_envs": num_envs, "auto": auto}]}
         failures += [row["failure"] for row in rows]

@@ -27,10 +27,11 @@ from torch import Tensor, nn
 from bench.peers import runner
 from bench.peers.runner import OURS, CheckError, Row, summarize, time_interleaved
 from bench.script import Parser
-from stormfast.compile import WARMUP_CALLS, GraphedCall, GraphPool, compile_parts, resolve_mode
+from stormfast.compile import WARMUP_CALLS, GraphedCall, GraphPool, compile_parts
 from stormfast.device import keep_freed_memory, native_bfloat16
 from stormfast.learner import Learner
 from stormfast.measure.op_counts import count
+from stormfast.plan import choose_compile
 from stormfast.player import Player
 from stormfast.records import OBS_SHAPE, Batch
 from stormfast.settings import PRESETS, TrainConfig, preset_config
@@ -78,12 +79,12 @@ def our_updates(config: TrainConfig, device: torch.device, precision: torch.dtyp
     parts, whole = (Learner(config, NUM_ACTIONS, device, precision) for _ in range(2))
     world_model, agent = partial(parts.update_world_model, batch), partial(parts.update_agent, context)
     as_trained: list[Call] = [partial(whole.update_world_model, batch), partial(whole.update_agent, context)]
-    mode = resolve_mode("auto", device)
+    mode, _ = choose_compile("auto", device)
     if mode != "off":
         compile_parts(whole, Player(whole.inference, whole.agent, config.acting, config.num_envs))
     if mode == "graphs":
-        shared = GraphPool(device)
-        as_trained = [GraphedCall(call, shared) for call in as_trained]
+        pool = GraphPool(device)
+        as_trained = [GraphedCall(call, pool) for call in as_trained]
 
     def both() -> dict[str, Tensor]:
         return as_trained[0]() | as_trained[1]()
