@@ -4,7 +4,7 @@
     python -m bench.peers.collection --games Pong --num-envs 1 4 --seconds 0.5 --rounds 2
 
 64x64 RGB frames, frame skip 4, the last two frames max-pooled, up to 30 no-ops, no sticky actions, minimal action set,
-unclipped rewards: EnvConfig(). Before a library is timed, its frames, rewards and flags are compared with ours.
+unclipped rewards: AtariConfig(). Before a library is timed, its frames, rewards and flags are compared with ours.
 Rates are through our VectorEnv, which is what training pays. A step is one of one environment; a call that only resets
 an environment is none, but its time counts. `over auto` compares rates of the same round with those of the library that
 `--env-backend auto` takes: median (least-most). A library that cannot be built is a row with the reason.
@@ -34,9 +34,9 @@ from stormfast.envs import choose_backend
 from stormfast.envs.games import BUILT_IN, check_game
 from stormfast.envs.vector import VectorEnv
 from stormfast.errors import UserError
-from stormfast.settings import EnvConfig, validate_env
+from stormfast.settings import AtariConfig, EnvConfig, validate_env
 
-CONFIG = EnvConfig()
+CONFIG = AtariConfig()
 SEED = 1
 WARMUP_CALLS = 20  # before each turn, untimed: caches went cold while the others had theirs
 
@@ -115,7 +115,7 @@ def check_options(options: argparse.Namespace) -> None:
         if game in BUILT_IN:
             raise UserError(f"--games must be Atari games, which all libraries have, got {game}")
     for num_envs in options.num_envs:
-        validate_env(CONFIG, num_envs=num_envs, backend="auto", seed=SEED)
+        validate_env(EnvConfig(), CONFIG, num_envs=num_envs, backend="auto", seed=SEED)
 
 
 def measure(options: argparse.Namespace, device: torch.device) -> Iterator[dict[str, list[Any]]]:
@@ -124,7 +124,7 @@ def measure(options: argparse.Namespace, device: torch.device) -> Iterator[dict[
     failures = []
     for game, num_envs in product(options.games, options.num_envs):
         rows = measure_case(game, num_envs, options.backends, options.seconds, options.rounds)
-        auto = choose_backend(game, CONFIG, num_envs=num_envs, backend="auto").name
+        auto = choose_backend(game, EnvConfig(), CONFIG, num_envs=num_envs, backend="auto").name
         compare_with(auto, rows)
         yield {"rows": rows, "verdicts": [{"game": game, "num_envs": num_envs, "auto": auto}]}
         failures += [row["failure"] for row in rows]

@@ -19,11 +19,11 @@ from stormfast.envs import make_env
 from stormfast.envs.ale_backend import rom_name
 from stormfast.envs.vector import VectorEnv, first_step
 from stormfast.records import OBS_SHAPE, EnvStep
-from stormfast.settings import EnvConfig
+from stormfast.settings import AtariConfig, EnvConfig
 
 HEIGHT, WIDTH = OBS_SHAPE[1:]
 CHECKED_STEPS = 30  # before an episode can be over
-Make = Callable[[str, EnvConfig, int, int], VectorEnv]  # game, config, N, seed
+Make = Callable[[str, AtariConfig, int, int], VectorEnv]  # game, config, N, seed
 
 
 class AdaptedVectorEnv(VectorEnv):
@@ -56,17 +56,17 @@ class AdaptedVectorEnv(VectorEnv):
         self.library.close()
 
 
-def make_ours(backend: str, game: str, config: EnvConfig, num_envs: int, seed: int) -> VectorEnv:
-    return make_env(game, config, num_envs=num_envs, backend=backend, seed=seed)
+def make_ours(backend: str, game: str, config: AtariConfig, num_envs: int, seed: int) -> VectorEnv:
+    return make_env(game, EnvConfig(), config, num_envs=num_envs, backend=backend, seed=seed)
 
 
-def emulator_options(config: EnvConfig) -> dict[str, Any]:
+def emulator_options(config: AtariConfig) -> dict[str, Any]:
     """What gymnasium's and ale-py's environments both take."""
-    max_frames = config.max_episode_steps * config.frame_skip
+    max_frames = EnvConfig().max_episode_steps * config.frame_skip
     return {"repeat_action_probability": config.sticky, "max_num_frames_per_episode": max_frames}
 
 
-def single_env(game: str, config: EnvConfig) -> gymnasium.Env[Any, Any]:
+def single_env(game: str, config: AtariConfig) -> gymnasium.Env[Any, Any]:
     """One copy with gymnasium's own Atari preprocessing, frames [64, 64, 3]."""
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # no banner for each emulator
     gymnasium.register_envs(ale_py)
@@ -76,12 +76,12 @@ def single_env(game: str, config: EnvConfig) -> gymnasium.Env[Any, Any]:
     return AtariPreprocessing(env, noop_max=config.noop_max, **frames)
 
 
-def make_gymnasium(kind: type, game: str, config: EnvConfig, num_envs: int, seed: int) -> VectorEnv:
+def make_gymnasium(kind: type, game: str, config: AtariConfig, num_envs: int, seed: int) -> VectorEnv:
     """Without the library's copy of the frames: the adapter makes one."""
     return AdaptedVectorEnv(kind([partial(single_env, game, config)] * num_envs, copy=False), kind.__name__, seed)
 
 
-def make_atari_vector(game: str, config: EnvConfig, num_envs: int, seed: int) -> VectorEnv:
+def make_atari_vector(game: str, config: AtariConfig, num_envs: int, seed: int) -> VectorEnv:
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
     frames = {"img_height": HEIGHT, "img_width": WIDTH, "grayscale": False, "stack_num": 1}
     rules = {"frameskip": config.frame_skip, "noop_max": config.noop_max, "reward_clipping": False}
@@ -110,7 +110,7 @@ def frame_problem(make: Make, game: str, seed: int) -> str:
 
 def play(make: Make, game: str, noop_max: int, seed: int) -> list[EnvStep]:
     """A reset and CHECKED_STEPS random actions of two environments."""
-    env = make(game, replace(EnvConfig(), noop_max=noop_max), 2, seed)
+    env = make(game, replace(AtariConfig(), noop_max=noop_max), 2, seed)
     actions = np.random.default_rng(seed).integers(env.num_actions, size=(CHECKED_STEPS, 2))
     steps = [env.reset(), *map(env.step, actions)]
     env.close()

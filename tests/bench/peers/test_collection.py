@@ -14,7 +14,7 @@ from bench.peers import collection
 from bench.peers.collection import measure_case
 from bench.peers.vector_envs import BACKENDS, CHECKED_STEPS, difference, frame_problem, play
 from stormfast.records import EnvStep
-from stormfast.settings import EnvConfig
+from stormfast.settings import AtariConfig
 
 
 @pytest.mark.parametrize("name", BACKENDS)
@@ -47,7 +47,7 @@ def test_what_differs_is_found(field: str, alter: Any, problem: str) -> None:
 
 def test_episodes_of_the_adapted_environments() -> None:
     """The step after an end begins an episode."""
-    env = BACKENDS["SyncVectorEnv"]("Breakout", EnvConfig(), 2, 5)
+    env = BACKENDS["SyncVectorEnv"]("Breakout", AtariConfig(), 2, 5)
     steps = [env.reset(), *(env.step(np.array([1, 3])) for _ in range(400))]
     env.close()
     assert sum(step.terminated.sum() for step in steps) >= 2
@@ -71,7 +71,7 @@ def test_a_call_that_resets_is_no_step() -> None:
 
 
 def test_a_library_that_raises_is_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(game: str, config: EnvConfig, num_envs: int, seed: int) -> Any:
+    def fails(game: str, config: AtariConfig, num_envs: int, seed: int) -> Any:
         raise RuntimeError("no such\nROM")
 
     monkeypatch.setitem(BACKENDS, "envpool", fails)
