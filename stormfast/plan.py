@@ -60,7 +60,8 @@ class Plan:
 def plan(config: TrainConfig) -> Plan:
     """The plan of a run. Tries the Triton kernels on the device, once a process.
 
-    Raises: UserError for a device, kernels or an emulator that cannot be had, and for a setting that the game has no use for.
+    Raises: UserError for a device, kernels or an emulator that cannot be had, and for settings that the game has no
+        use for.
     """
     if not config.resume:  # a saved run goes on with whatever it was given
         check_settings(config)

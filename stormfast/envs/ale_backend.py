@@ -9,8 +9,8 @@ of those of the last two frames that were reached, or is the previous observatio
 
 A saved game is the emulator just before this episode's reset, and the actions since; loading plays them again, without
 looking, at 2,000 to 5,000 steps a second. The emulator's own saved state is not enough in mid-episode: it leaves out
-the last executed action, which a sticky action repeats, and the screen, parts of which a frame may leave as they were. A
-reset clears both.
+the last executed action, which a sticky action repeats, and the screen, parts of which a frame may leave as they were.
+A reset clears both.
 """
 
 import zlib
