@@ -1,264 +1,242 @@
 """Did anything get slower: do the benches of this checkout take longer than they did?
 
-    python bench/compare.py                                     # than when last saved on this device by `make bench`
-    python bench/compare.py --against main                      # than those of any git ref, timed in turn, now
-    python bench/compare.py --against HEAD -k world_model       # what the changes not yet committed do to one bench
-    python bench/compare.py --against v1 --device cuda bench/bench_step.py --json FILE
-    python bench/compare.py --against main --counts-only        # what no noise touches: launches, FLOPs, registers ...
+    python -m bench.compare                                 # than in the last run saved on this device by `make bench`
+    python -m bench.compare --against main                  # than those of any git ref, timed now
+    python -m bench.compare --against HEAD -k world_model   # what the changes not yet committed do to one bench
 
-With --against, the ref is checked out into a throw-away worktree, with the benches of this checkout; a process of either side
-stands ready, and they run their rounds in turn. Whatever else the machine does, it does to both: only this is honest on a
-machine that has other work. On a CPU, what a round's main thread waited for a core is not counted either; beside much other work
-take --threads 1. A saved run is from another time: what changed on the machine since then is in the ratio, waiting included.
+With --against, the ref and the working tree are checked out, and each runs its own benches on its own product: launches
+of pytest in turn, A B, B A, A B ..., one at any time. Benches that measure the same are compared. On a CPU, time that a
+bench of one thread waited for a core is left out: beside other work set OMP_NUM_THREADS=1. A saved run is one launch of
+another time: what has changed on the machine is in the ratio.
 
-How to read the answer: `ratio` is new over old, above 1 is slower, with an interval that covers that of these processes 99 times
-in 100 (bench/comparing/ratios.py). `slower`: the whole interval lies beyond --limit, and the exit status is 1. `faster`: it lies
-below 1 / limit. `same`: it lies between. `unclear`: it is too wide for any of these, after what may be slower was timed again, twice
-at most, with --against. The status is 1 too where a bench fails in this checkout, and where a count rose or can no longer be taken;
-2 is bad input.
+`ratio` is new over old, above 1 is slower, with a 95 % interval (bench/ratios.py). `slower`: the ratio is above --limit
+and the interval above 1; the exit status is 1. `faster`: the same the other way. `same`: the interval lies within the
+limit. `unclear`: none of these. With --against, what is or may be slower is launched again first, twice at most.
+`visible`: the smallest slowdown that would be found. The status is 1 too where a bench fails in this checkout or none
+could be compared; 2 is bad input.
 """
 
 import argparse
 import json
 import math
-import os
-import shlex
+import statistics
 import sys
-import time
+from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-if __name__ == "__main__":
-    sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]  # the comparison is this checkout's
+from bench.checkouts import add_checkout, commit_of_ref, commit_of_working_tree, temporary_directory
+from bench.devices import device_name, slug
+from bench.launches import Bench, Launch, Selection, launch, read_result
+from bench.ratios import CONFIDENCE, LIMIT, MAX_REPEATS, MIN_PAIRS, Ratio, Verdict, paired_ratio
+from bench.record_tables import markdown
+from bench.script import ROOT, Parser, check_writable, provenance, status_of, written
+from stormfast.device import resolve_device
+from stormfast.errors import UserError
+from stormfast.runs.progress import log_line
 
-import torch  # noqa: E402
-
-from bench.comparing import ratios  # noqa: E402
-from bench.comparing.scratch import scratch_directory  # noqa: E402
-from bench.comparing.sides import Choice, Side, run_counts  # noqa: E402
-from bench.comparing.trees import SHORT, resolve, snapshot, worktree  # noqa: E402
-from bench.comparing.turns import TurnsError  # noqa: E402
-from bench.comparing.verdicts import Comparison, as_json, in_turn, show, with_saved  # noqa: E402
-from bench.devices import commit, device_name, slug  # noqa: E402
-from bench.script import Parser, check_writable, status_of, written  # noqa: E402
-from stormfast.device import resolve_device  # noqa: E402
-from stormfast.errors import UserError  # noqa: E402
-
-LEAST_RATIOS = 8  # rounds x launches, below which no interval covers 99 %
+SIDES = ("old", "new")
 
 
-# --- the two ways ------------------------------------------------------------------------------------------------
+@dataclass
+class Comparison:
+    """An old and a new side, launched in pairs.
 
-
-def compare_with_ref(
-    root: Path, ref: str, choice: Choice, limit: float, *, times: bool = True, counts: bool = False
-) -> Comparison:
-    """A working tree against a commit of its history. Raises: UserError, TurnsError."""
-    wanted = resolve(root, ref)
-    with scratch_directory() as scratch:
-        new = Side("new", snapshot(root, scratch / "new"), commit()[0])
-        with worktree(root, wanted, scratch / "old", new.tree) as tree:
-            old = Side("old", tree, wanted[:SHORT])
-            comparison = (
-                in_turn(old, new, choice, limit, scratch) if times else Comparison("counts only", limit, choice)
-            )
-            comparison.old = f"{ref}, commit {old.commit}"
-            if counts:
-                take_counts(comparison, run_counts(old, scratch), run_counts(new, scratch))
-            return comparison
-
-
-def compare_with_saved(
-    root: Path, choice: Choice, limit: float, *, times: bool = True, counts: bool = False
-) -> Comparison:
-    """A working tree against the last saved run of the same device, and the counts committed. Raises: UserError, TurnsError."""
-    with scratch_directory() as scratch:
-        new = Side("new", snapshot(root, scratch / "new"), commit()[0])
-        saved = (
-            last_saved(root / "bench" / "results" / slug(device_name(resolve_device(choice.device)))) if times else None
-        )
-        comparison = (
-            with_saved(new, saved, choice, limit, scratch) if saved else Comparison("counts only", limit, choice)
-        )
-        if counts:
-            take_counts(comparison, (root / "bench" / "counts.json", []), run_counts(new, scratch))
-        return comparison
-
-
-def last_saved(folder: Path) -> Path:
-    """The newest result of `make bench` in a device's folder, by the time inside. Raises: UserError where there is none."""
-    found = {path: read_json(path).get("datetime", "") for path in folder.glob("[0-9][0-9][0-9][0-9]-*.json")}
-    if not found:
-        hint = "`make bench` saves one; or compare with a commit: --against REF"
-        raise UserError(f"no saved run of this device in {folder}: {hint}")
-    return max(found, key=lambda path: found[path])
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}") from None
-    if not isinstance(content, dict) or not isinstance(content.get("datetime", ""), str):
-        raise UserError(f"{path} is no run saved by `make bench`; move it away")
-    return content
-
-
-def take_counts(comparison: Comparison, old: tuple[Path, list[str]], new: tuple[Path, list[str]]) -> None:
-    """Puts the counts that differ, of files and what was said when they were written, into the comparison.
-
-    Compared are the groups that the old side has, counted with the same torch or triton. One that could be counted then and cannot now
-    is a failure of the new side.
+    Attributes:
+        old_name: of the old side, for people.
+        limit: ratio that counts as slower.
+        pairs: an old and a new launch each; the later ones may be of some benches only.
     """
-    from bench import counts  # here, because it brings all that it counts
 
-    (old_about, old_counts), (new_about, new_counts) = counts.read(old[0]), counts.read(new[0])
-    had, have = ({counts.group_of(name) for name in side} for side in (old_counts, new_counts))
-    groups = counts.comparable(sorted(had & have), old_about, new_about)
-    for lost in sorted(had - have):
-        comparison.timing.failures.setdefault("new", {})[f"counts of {lost}"] = (
-            "could be counted in the old side, and cannot in the new"
+    old_name: str
+    limit: float
+    pairs: list[tuple[Launch, Launch]] = field(default_factory=list)
+
+    def seconds(self) -> dict[Bench, list[tuple[float, float]]]:
+        """Old and new seconds a call, of each pair, of the benches that both sides have."""
+        found: dict[Bench, list[tuple[float, float]]] = {}
+        for old, new in self.pairs:
+            for bench in new.seconds.keys() & old.seconds.keys():
+                found.setdefault(bench, []).append((old.seconds[bench], new.seconds[bench]))
+        order = self.pairs[0][1].names
+        return {bench: found[bench] for bench in order if len(found.get(bench, [])) >= MIN_PAIRS}
+
+    def ratios(self) -> dict[Bench, Ratio]:
+        return {bench: paired_ratio(pairs) for bench, pairs in self.seconds().items()}
+
+    def having(self, verdict: Verdict) -> list[str]:
+        """Names of benches."""
+        names = self.pairs[0][1].names
+        return [names[bench] for bench, ratio in self.ratios().items() if ratio.verdict(self.limit) == verdict]
+
+    def only(self, side: int) -> list[str]:
+        """Names of the benches that one side has and the other has not."""
+        here, there = self.pairs[0][side].names, self.pairs[0][1 - side].names
+        return [name for bench, name in here.items() if bench not in there]
+
+    def failures(self, side: int) -> dict[str, str]:
+        """FILE or FILE::BENCH -> the error."""
+        return {name: error for pair in self.pairs for name, error in pair[side].failures.items()}
+
+    def exit_status(self) -> int:
+        return 1 if self.having("slower") or self.failures(1) or not self.seconds() else 0
+
+
+# --- launches ----------------------------------------------------------------------------------------------------
+
+
+def launch_in_turn(old: Callable[[], Launch], new: Callable[[], Launch], num_pairs: int) -> list[tuple[Launch, Launch]]:
+    """Old new, new old, old new ...: a drift of the machine cancels."""
+    pairs = []
+    for i in range(num_pairs):
+        log_line(f"launches {i + 1} of {num_pairs} ...")
+        first, second = (old, new) if i % 2 == 0 else (new, old)
+        launches = first(), second()
+        pairs.append(launches if i % 2 == 0 else launches[::-1])
+    return pairs
+
+
+def compare_checkouts(comparison: Comparison, trees: Sequence[Path], selection: Selection, temporary: Path) -> None:
+    """Launches the old and the new tree in turn, and again what may be slower. Raises: UserError."""
+    selections = [selection, selection]
+    for repeat in range(1 + MAX_REPEATS):
+        old, new = (
+            lambda tree=tree, selected=selected: launch(tree, selected, temporary)
+            for tree, selected in zip(trees, selections, strict=True)
         )
-    kept = [
-        {name: value for name, value in side.items() if counts.group_of(name) in groups}
-        for side in (old_counts, new_counts)
-    ]
-    comparison.counts = counts.differences(*kept)
-    comparison.notes += [*old[1], *new[1], *([] if groups else ["no group of counts could be compared"])]
+        comparison.pairs += launch_in_turn(old, new, selection.num_pairs)
+        ratios = comparison.ratios().items()
+        if not (again := [bench for bench, ratio in ratios if ratio.needs_more(comparison.limit, repeat)]):
+            break
+        log_line(f"{len(again)} benches are or may be slower and are launched again")
+        names = [tuple(side.names[bench] for bench in again) for side in comparison.pairs[0]]
+        selections = [replace(selection, paths=paths) for paths in names]
+
+
+def compare_with_ref(root: Path, ref: str, selection: Selection, limit: float) -> Comparison:
+    """The working tree against a commit. Raises: UserError."""
+    wanted = commit_of_ref(root, ref)
+    comparison = Comparison(f"{ref}, commit {wanted[:12]}", limit)
+    with temporary_directory(root) as temporary:
+        commits = (wanted, commit_of_working_tree(root, temporary))
+        trees = [add_checkout(root, commit, temporary / side) for side, commit in zip(SIDES, commits, strict=True)]
+        compare_checkouts(comparison, trees, selection, temporary)
+    return comparison
+
+
+def compare_with_saved(root: Path, folder: Path, selection: Selection, limit: float) -> Comparison:
+    """The working tree against the last run of `make bench` in a device's folder. Raises: UserError."""
+    _, name, before = last_saved(folder)
+    with temporary_directory(root) as temporary:
+        tree = add_checkout(root, commit_of_working_tree(root, temporary), temporary / "new")
+        pairs = launch_in_turn(lambda: before, lambda: launch(tree, selection, temporary), selection.num_pairs)
+    return Comparison(f"{name}, of another time", limit, pairs)
+
+
+def last_saved(folder: Path) -> tuple[str, str, Launch]:
+    """When it was, its name, and what it measured. Raises: UserError where there is none, or one is damaged."""
+    saved = []
+    for path in folder.glob("[0-9][0-9][0-9][0-9]-*.json"):
+        try:
+            content = json.loads(path.read_text())
+            saved.append((str(content["datetime"]), path.name, read_result(content, {})))
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            problem = f"{type(error).__name__}: {error}"
+            raise UserError(f"{path} must be a run saved by `make bench`, got {problem}; move it away") from None
+    if not saved:
+        raise UserError(f"no saved run of this device in {folder}; `make bench` saves one, or give --against REF")
+    return max(saved, key=lambda run: run[:2])
 
 
 # --- the command -------------------------------------------------------------------------------------------------
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(__doc__)
+def show(comparison: Comparison) -> str:
+    """The table, and what is not in it."""
+    header = ["bench", "launches", "old ms", "new ms", "ratio", f"{CONFIDENCE:.0%} interval", "visible", "verdict"]
+    rows, limit, ratios = [], comparison.limit, comparison.ratios()
+    for bench, pairs in comparison.seconds().items():
+        ratio, times = ratios[bench], [f"{1e3 * statistics.median(side):.4g}" for side in zip(*pairs, strict=True)]
+        shown = [f"{ratio.value:.3f}", f"{ratio.low:.3f} - {ratio.high:.3f}", f"{ratio.smallest_visible(limit):.2f}"]
+        rows.append([comparison.pairs[0][1].names[bench], str(len(pairs)), *times, *shown, ratio.verdict(limit)])
+    verdicts = Counter(row[-1] for row in rows)
+    lines = [f"this checkout against {comparison.old_name}, limit {limit:g}", "", markdown(header, rows), ""]
+    lines.append(", ".join(f"{count} {verdict}" for verdict, count in verdicts.items()) or "nothing could be compared")
+    for i, side in enumerate(SIDES):
+        lines += [f"only in {side}: {name}" for name in comparison.only(i)]
+        lines += [f"failed in {side}: {name}: {error}" for name, error in comparison.failures(i).items()]
+    return "\n".join(lines)
+
+
+def as_json(comparison: Comparison) -> dict[str, Any]:
+    """All of it, as JSON types."""
+    limit, names, ratios = comparison.limit, comparison.pairs[0][1].names, comparison.ratios()
+    benches = [
+        {"bench": names[bench], "seconds": pairs, **asdict(ratios[bench]), "verdict": ratios[bench].verdict(limit)}
+        for bench, pairs in comparison.seconds().items()
+    ]
+    rest = {side: {"only": comparison.only(i), "failures": comparison.failures(i)} for i, side in enumerate(SIDES)}
+    return {"against": comparison.old_name, "limit": limit, "confidence": CONFIDENCE, "benches": benches, **rest}
+
+
+def parser_of(docstring: str | None) -> argparse.ArgumentParser:
+    """What bench/check_detection.py takes too."""
+    parser = Parser(docstring)
     parser.add_argument("paths", nargs="*", default=["bench"], help="bench files or folders; default all of bench/")
-    parser.add_argument(
-        "--against", metavar="REF", help="a git ref, timed in turn; default the last saved run of this device"
-    )
-    parser.add_argument("-k", dest="keyword", default="", metavar="EXPR", help="which benches, as pytest has it")
+    parser.add_argument("-k", dest="keyword", metavar="EXPR", help="which benches, as pytest has it")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N; default %(default)s")
-    parser.add_argument(
-        "--threads",
-        type=int,
-        help="of torch, on a CPU: 1 is best where other work runs; default as the environment has it",
-    )
-    parser.add_argument(
-        "--rounds", type=int, default=ratios.ROUNDS, help="timed rounds of a bench and launch; default %(default)s"
-    )
-    parser.add_argument(
-        "--launches", type=int, default=ratios.LAUNCHES, help="processes of each side, pooled; default %(default)s"
-    )
-    parser.add_argument(
-        "--limit", type=float, default=ratios.LIMIT, help="ratio beyond which a bench is slower; default %(default)s"
-    )
-    parser.add_argument(
-        "--patience",
-        type=float,
-        default=600.0,
-        help="seconds without a round until a process counts as hung; default %(default)g",
-    )
-    parser.add_argument("--no-counts", action="store_true", help="leave out what bench/counts.py counts")
-    parser.add_argument("--counts-only", action="store_true", help="leave out the times")
+    parser.add_argument("--preset", help="sizes of the phases; default as of the benches")
+    parser.add_argument("--launches", type=int, default=MIN_PAIRS, help="of each side; default %(default)s, the fewest")
+    parser.add_argument("--limit", type=float, default=LIMIT, help="ratio that counts as slower; default %(default)s")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result")
-    parser.add_argument("--verbose", action="store_true", help="show what the benches print")
-    return parser.parse_args(arguments)
+    return parser
 
 
-def check(given: argparse.Namespace) -> Choice:
-    """Raises: UserError for settings that cannot be."""
-    given.device = str(resolve_device(given.device))
-    for name in ("rounds", "launches", "threads"):
-        if (value := getattr(given, name)) is not None and value < 1:
-            raise UserError(f"--{name} must be at least 1, got {value}")
-    if given.rounds * given.launches < LEAST_RATIOS:
-        raise UserError(
-            f"--rounds x --launches must be at least {LEAST_RATIOS} for an interval, got {given.rounds} x {given.launches}"
-        )
+def selection_of(given: argparse.Namespace) -> Selection:
+    """Raises: UserError for arguments out of range."""
+    if given.launches < MIN_PAIRS:
+        raise UserError(f"--launches must be at least {MIN_PAIRS}, got {given.launches}")
     if not 1 <= given.limit < math.inf:
         raise UserError(f"--limit must be a ratio of at least 1, as 1.10, got {given.limit}")
-    if not 0 < given.patience < math.inf:
-        raise UserError(f"--patience must be above 0 seconds, got {given.patience}")
-    if given.no_counts and given.counts_only:
-        raise UserError("--no-counts and --counts-only leave nothing to compare; give one of them")
     if given.json:
         check_writable("--json", given.json)
-    shared = {name: getattr(given, name) for name in ("keyword", "device", "rounds", "launches", "patience", "verbose")}
-    return Choice(paths=tuple(in_checkout(ROOT, path) for path in given.paths), **shared)
+    words = {"-k": given.keyword, "--device": str(resolve_device(given.device)), "--preset": given.preset}
+    options = [word for option, value in words.items() if value for word in (option, value)]
+    return Selection(tuple(given.paths), tuple(options), given.launches)
 
 
-def in_checkout(root: Path, path: str) -> str:
-    """A bench file or folder, or FILE::BENCH, as every copy of the checkout has it: relative. Raises: UserError where there is none."""
-    file, mark, bench = path.partition("::")
-    place = Path(os.path.normpath(root / file))
-    if not file or not place.exists():
-        raise UserError(f"no bench file or folder {file!r} in {root}; they lie in bench/")
-    if not place.is_relative_to(root) and not (place := place.resolve()).is_relative_to(root):
-        raise UserError(f"benches must lie in this checkout, {root}, got {file!r}")
-    return f"{place.relative_to(root)}{mark}{bench}"
+def without_waiting(selection: Selection) -> Selection:
+    """On a CPU leaves out the time that a bench waited for a core, which a saved run has."""
+    clock = ("--benchmark-timer=queue_clock.seconds",) if "cpu" in selection.options else ()
+    return replace(selection, options=(*selection.options, *clock))
 
 
-def run(given: argparse.Namespace, command: Sequence[str]) -> int:
-    choice = check(given)
-    if given.threads:
-        use_threads(given.threads)
-    parts = {"times": not given.counts_only, "counts": not given.no_counts}
-    if given.against is not None:
-        comparison = compare_with_ref(ROOT, given.against, choice, given.limit, **parts)
+def save(path: Path | None, script: str, words: Sequence[str], device: str, result: dict[str, Any]) -> None:
+    """Writes a result with its device, commit and command. Raises: UserError."""
+    if path:
+        about = {**provenance(f"python -m {script}", words), "device": device}
+        written(path, json.dumps(about | result, indent=1, allow_nan=False).encode() + b"\n")
+
+
+def run(words: Sequence[str]) -> int:
+    parser = parser_of(__doc__)
+    parser.add_argument("--against", metavar="REF", help="a git ref; default the last saved run of this device")
+    given = parser.parse_args(words)
+    selection, device = selection_of(given), device_name(resolve_device(given.device))
+    if given.against is None:
+        comparison = compare_with_saved(ROOT, ROOT / "bench" / "results" / slug(device), selection, given.limit)
     else:
-        comparison = compare_with_saved(ROOT, choice, given.limit, **parts)
-    if (
-        choice.device == "cpu"
-        and torch.get_num_threads() > 1
-        and (load := os.getloadavg()[0]) > 1.5 * (os.cpu_count() or 1)
-    ):
-        comparison.notes.append(
-            f"load average {load:.1f} on {os.cpu_count()} cores: threads wait for each other; --threads 1 tells more"
-        )
-    if given.json:
-        written(given.json, as_text(about("bench/compare.py", command, given.device) | as_json(comparison)))
+        comparison = compare_with_ref(ROOT, given.against, without_waiting(selection), given.limit)
+    save(given.json, "bench.compare", words, device, as_json(comparison))
     print(show(comparison))
-    return 1 if comparison.worse or comparison.empty else 0
-
-
-def use_threads(count: int) -> None:
-    """For torch, in this process, whose device's name has the number, and in those that run the benches."""
-    torch.set_num_threads(count)
-    os.environ["OMP_NUM_THREADS"] = str(count)
-
-
-def about(script: str, command: Sequence[str], device: str) -> dict[str, Any]:
-    """Where a result comes from."""
-    head, dirty = commit()
-    return {
-        "command": shlex.join(["python", script, *command]),
-        "date": time.strftime("%Y-%m-%d"),
-        "commit": head,
-        "dirty": dirty,
-        "device": device_name(resolve_device(device)),
-    }
-
-
-def as_text(content: dict[str, Any]) -> bytes:
-    return json.dumps(content, indent=1, allow_nan=False).encode() + b"\n"
-
-
-def exit_status(name: str, run: Callable[[], int]) -> int:
-    """What `run` returns, or one line and the status of what it raises."""
-    try:
-        return status_of(name, run)
-    except TurnsError as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        return 1
+    return comparison.exit_status()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    command = list(sys.argv[1:] if arguments is None else arguments)
-    return exit_status("compare", lambda: run(parse(command), command))
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    return status_of("compare", lambda: run(words))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ A bench of a kernel runs once for each provider and each case of its device, whi
 import functools
 import itertools
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,7 +22,6 @@ import pytest
 import torch
 
 from bench import record_tables
-from bench.comparing.turns import Turns, join
 from bench.devices import commit, copy_bandwidth, describe, device_name, slug
 from bench.providers import PROVIDERS, KernelBench
 from bench.script import ROOT, check_writable
@@ -35,7 +33,6 @@ from stormfast.measure.peaks import Peaks, measure_peaks
 
 RECORDS = pytest.StashKey[list[dict[str, Any]]]()
 DEVICE = pytest.StashKey[torch.device]()
-TURNS = pytest.StashKey[Turns | None]()
 RESULT = pytest.StashKey[Path | None]()
 PRESETS = {"cpu": ["cpu"], "cuda": ["storm", "fast"]}  # kind of device -> what is timed there by default
 ROUNDS = {"cuda": 30, "cpu": 15}
@@ -63,7 +60,6 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[RECORDS] = []
     try:
         config.stash[DEVICE] = resolve_device(config.getoption("--device"))
-        config.stash[TURNS] = join()
         if (rounds := config.getoption("--rounds")) is not None and rounds < 1:
             raise UserError(f"--rounds must be at least 1, got {rounds}")
         config.stash[RESULT] = path = result_file(config)
@@ -154,17 +150,11 @@ def step(preset: str, device: torch.device, pytestconfig: pytest.Config) -> Iter
 def time_rounds(benchmark: Any, request: pytest.FixtureRequest) -> TimeRounds:
     """Times rounds, records what a call took and returns it in seconds; None under --benchmark-disable."""
     config = request.config
-    device, turns, item = config.stash[DEVICE], config.stash[TURNS], request.node
+    device, item = config.stash[DEVICE], request.node
 
     def run(timed: Timed) -> float | None:
-        rounds = iter(range(sys.maxsize))
-
-        def take_turn() -> None:
-            if turns is not None:
-                turns.wait(item.name, request.session.items.index(item), next(rounds))
-
         num_rounds = config.getoption("--rounds") or ROUNDS[device.type]
-        benchmark.pedantic(timed.run, setup=take_turn, rounds=num_rounds, warmup_rounds=WARMUP_ROUNDS)
+        benchmark.pedantic(timed.run, rounds=num_rounds, warmup_rounds=WARMUP_ROUNDS)
         if not benchmark.enabled:  # everything ran once
             return None
         seconds = benchmark.stats["median"] / timed.calls
