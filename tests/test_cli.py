@@ -213,13 +213,6 @@ def test_os_errors_of_other_files_keep_their_traceback(trained: list[object], mo
         cli.main(["train", "--preset", "tiny", "--run-dir", "r"])
 
 
-def test_games_lists_all(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["games"]) == 0
-    rows = capsys.readouterr().out.splitlines()
-    assert len(rows) == 28
-    assert [line.split() for line in rows if line.startswith("Pong")] == [["Pong", "-20.7", "14.6"]]
-
-
 def test_train_help_shows_the_defaults_of_the_preset(capsys: pytest.CaptureFixture[str]) -> None:
     texts = {}
     for shown in ("--help", "--help-all"):

@@ -111,7 +111,7 @@ def pairs(launch: LaunchConfig) -> list[tuple[str, int]]:
     """(game, seed) of each run; the first seed of every game first, so that a table fills evenly."""
     games = launch.games
     if len({find(game).slug for game in games}) < len(games):  # they name the directories
-        raise UserError(f"--game must name each game once, and no two alike, got '{launch.game}'")
+        raise UserError(f"--game must name each game once, got '{launch.game}'")
     last = launch.seed + launch.seeds - 1
     if last not in SEED:
         raise UserError(

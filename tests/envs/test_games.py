@@ -194,7 +194,9 @@ def test_human_normalised() -> None:
     assert human_normalised("Pong", 14.6) == 1
     assert human_normalised("Skiing", -4336.9) == 1
     for game in ("Adventure", "Catch", "gym:CartPole-v1"):
-        assert human_normalised(game, 3.0) is None
+        assert find(game).scores is None
+        with pytest.raises(UserError, match=f"{game} must have published random and human scores"):
+            human_normalised(game, 3.0)
 
 
 def test_rom_names() -> None:
