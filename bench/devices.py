@@ -1,28 +1,18 @@
 """What a result was measured on: the device's name, its driver and clocks, versions, commit."""
 
-import os
 import re
 import shutil
 import subprocess
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from stormfast.device import device_name
 from stormfast.measure.peaks import best_seconds
 from stormfast.runs.provenance import commit
 
 COPY_BYTES = {"cuda": 1 << 30, "cpu": 1 << 28}  # of one buffer: beyond every cache
 CLOCKS = ("clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem")  # MHz
-
-
-def device_name(device: torch.device) -> str:
-    """The GPU, or the CPU with the number of cores that torch uses."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    info = Path("/proc/cpuinfo")
-    model = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
-    return f"{model[1] if model else os.uname().machine} {torch.get_num_threads()} cores"
 
 
 def slug(name: str) -> str:
