@@ -13,7 +13,7 @@ from stormfast.compile import is_compiler_error
 from stormfast.device import out_of_memory
 from stormfast.envs.games import find
 from stormfast.errors import UserError
-from stormfast.plan import Plan
+from stormfast.plan import Plan, plan
 from stormfast.runs.progress import Progress, log_line
 from stormfast.runs.run import Run, build
 from stormfast.runs.signals import SignalWatch
@@ -42,6 +42,9 @@ def train(
     Raises: UserError for what cannot be had, does not fit in memory, or cannot be saved.
     """
     annotate.from_environment()  # a bad value is refused before a run is made
+    decided = decided or plan(config)
+    if not quiet:
+        log_line(f"plan: {decided}")
     with SignalWatch(stop_after_this_step) as signals:
         try:
             with build(config, run_dir, decided) as run:
@@ -92,13 +95,11 @@ def learn(run: Run, signals: SignalWatch, callback: Callback, quiet: bool) -> No
 
 
 def describe(run: Run) -> str:
-    """What will run, and on what: the first log line."""
+    """What will run, in one line; the plan, printed before it, is on what."""
     config = run.config
     start = f"step {run.step} of {config.steps}" if run.step else f"{config.steps} steps"
-    return (
-        f"{config.game}: {start}, protocol {config.protocol}, seed {config.seed}, {config.num_envs} environments; "
-        f"plan: {run.plan}; run directory {run.run_dir}"
-    )
+    what = f"{start}, protocol {config.protocol}, seed {config.seed}, {config.num_envs} x {run.collector.env.backend}"
+    return f"{config.game}: {what}; run directory {run.run_dir}"
 
 
 def advance(run: Run) -> dict[str, float] | None:
