@@ -47,9 +47,9 @@ UPDATE = "make counts"
 def count_group(group: str) -> dict[str, int]:
     """Counts of a group by flat names, as storm.act.launches. Raises: UserError where they cannot be had here."""
     if group == "kernels":
-        from bench.counted import kernels  # triton and its disassembler
+        from bench import count_kernels  # triton and its disassembler
 
-        return kernels.collect()
+        return count_kernels.collect()
     from bench import count_runs
 
     return count_runs.phases() if group == "phases" else count_runs.compiled()

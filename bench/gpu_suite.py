@@ -27,8 +27,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from bench.grid import grid
 from bench.jobs import ROOT, Ended, last_lines, only_one, run
+from bench.record_tables import markdown
 from bench.script import Parser, status_of, written
 from stormfast.errors import UserError
 from stormfast.runs.signals import SignalWatch
@@ -225,7 +225,7 @@ def summary(jobs: Sequence[Job], rows: dict[str, dict[str, Any]]) -> str:
     """The table that is printed at the end."""
     shown = [rows[job.name] for job in jobs]
     cells = [[row["job"], row["status"], str(row.get("seconds", "-")), "; ".join(facts(row))] for row in shown]
-    return grid(["job", "status", "seconds", ""], cells)
+    return markdown(["job", "status", "seconds", ""], cells)
 
 
 def facts(row: dict[str, Any]) -> Iterator[str]:

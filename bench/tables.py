@@ -87,7 +87,7 @@ def cited(header: Sequence[str], rows: Sequence[Sequence[str]], sources: Sequenc
 
 @dataclass(frozen=True)
 class ResultTable:
-    """The rows of every result whose file name matches the pattern.
+    """The rows of every result whose file name matches a pattern.
 
     Attributes:
         rows_of: the content of a result -> its rows, and the sources of all of them, of one device and commit.
@@ -95,13 +95,13 @@ class ResultTable:
     """
 
     header: Sequence[str]
-    pattern: str
+    patterns: Sequence[str]
     rows_of: Callable[[Any], tuple[Rows, list[Source]]]
     only_last: bool = False
 
     def __call__(self) -> str:
         """Raises: UserError for a file that is no such result."""
-        paths = results(self.pattern)
+        paths = [path for pattern in self.patterns for path in results(pattern)]
         if self.only_last:
             paths = list({path.parent: path for path in sorted(paths, key=saved_at)}.values())
         rows: Rows = []
@@ -133,13 +133,22 @@ def learning(found: Any) -> tuple[Rows, list[Source]]:
     return [row], [source(found, command) for run in runs for command in run["commands"] or [None]]
 
 
-def profile(found: Any) -> tuple[Rows, list[Source]]:
+def profiles(found: Any) -> tuple[Rows, list[Source]]:
+    """Of `stormfast profile`, or all that the GPU suite took."""
+    if "jobs" not in found:
+        device = found["device_name"]
+        if "cores" not in device:
+            device += f", {found['threads']} threads"
+        return [profile(found)], [source(found | {"device": device}, found.get("command"))]
+    jobs = [job for job in found["jobs"] if job["job"].startswith("profile-") and job["status"] == "passed"]
+    return [profile(job["result"]) for job in jobs], [source(found["machine"], job["command"]) for job in jobs]
+
+
+def profile(found: Any) -> list[str]:
     spread = f"{number(found['step_ms_p20'])} to {number(found['step_ms_p80'])}"
     total = f"{found['step_ms'] * PROTOCOL_STEPS / 3.6e6:.2g} h"
-    row = [found["preset"], number(found["step_ms"]), spread, f"{found['fraction_of_floor']:.0%}", total]
-    row += [number(found["phases"][name]["ms"]) for name in TIMED]
-    machine = found | {"device": f"{found['device_name']}, {found['threads']} threads"}
-    return [row], [source(machine, found.get("command"))]
+    step = [found["preset"], number(found["step_ms"]), spread, f"{found['fraction_of_floor']:.0%}", total]
+    return step + [number(found["phases"][name]["ms"]) for name in TIMED]
 
 
 def benches(found: Any) -> tuple[Rows, list[Source]]:
@@ -205,16 +214,16 @@ def kernels() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "learning": ResultTable(
-        ["game", "preset", "seeds", "steps", "minutes a seed", "agent", "random policy"], "learning-*", learning
+        ["game", "preset", "seeds", "steps", "minutes a seed", "agent", "random policy"], ["learning-*"], learning
     ),
     "steps": ResultTable(
-        ["preset", "ms a step", "p20 to p80", "of the floor", "100k steps", *TIMED], "profile-*", profile
+        ["preset", "ms a step", "p20 to p80", "of the floor", "100k steps", *TIMED], ["profile-*", "suite-*"], profiles
     ),
-    "benches": ResultTable(PHASES, "[0-9][0-9][0-9][0-9]-*", benches, only_last=True),
-    "peers": ResultTable(["work", "by", "ms", "over ours (99 % interval)", "GFLOP", "launches"], "peers-*", peers),
+    "benches": ResultTable(PHASES, ["[0-9][0-9][0-9][0-9]-*"], benches, only_last=True),
+    "peers": ResultTable(["work", "by", "ms", "over ours (99 % interval)", "GFLOP", "launches"], ["peers-*"], peers),
     "collection": ResultTable(
         ["game", "environments", "backend", "over auto (least to most)", "steps/s", "CPU us a step"],
-        "collection-*",
+        ["collection-*"],
         collection,
     ),
     "launches": launches,

@@ -57,6 +57,18 @@ def test_tables_are_written_between_their_markers(repository: Path, main: Main) 
     assert tables.BLOCK.sub("", after) == tables.BLOCK.sub("", before)
 
 
+def test_profiles_of_the_suite_are_steps_too(repository: Path) -> None:
+    result = json.loads(next(repository.glob("bench/results/*/profile-storm.json")).read_text())
+    machine = {"device": "Some GPU", "commit": "abc", "dirty": False}
+    names = {"profile-storm": "passed", "profile-fast": "failed", "counts": "passed"}
+    jobs = [{"job": job, "status": status, "command": job, "result": result} for job, status in names.items()]
+    path = repository / "bench" / "results" / "some-gpu" / "suite-1.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps({"machine": machine, "jobs": jobs}))
+    rows = [line for line in tables.TABLES["steps"]().splitlines() if line.endswith("| Some GPU | abc |")]
+    assert len(rows) == 1 and rows[0].startswith("| storm |")
+
+
 def test_every_source_is_listed_below_its_table(repository: Path) -> None:
     found = json.loads(next(repository.glob("bench/results/*/profile-storm.json")).read_text())
     text = tables.TABLES["steps"]()

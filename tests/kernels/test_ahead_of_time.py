@@ -25,7 +25,7 @@ TARGETS = {80, 86, 89, 90, 120}
 COMPILE = """
 import json
 from dataclasses import asdict
-from bench.counted.kernels import flat
+from bench.count_kernels import flat
 from profiling import kernel_report as report
 
 wanted = [case for preset in ("storm", "fast") for case in report.preset_cases(preset)]
