@@ -10,13 +10,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help train test lint test-fast test-slow bench bench-compare results clean
+.PHONY: help train test lint test-fast test-slow bench bench-compare counts results clean
 .DEFAULT_GOAL := help
 
 help:
 	@sed -n '1,2s/^# //p' Makefile
 	@echo "make lint | test-fast | test-slow | clean"
-	@echo "make bench [ARGS=\"--device cuda\"] | bench-compare [REF=main] [ARGS=...] | results"
+	@echo "make bench [ARGS=\"--device cuda\"] | bench-compare [REF=main] [ARGS=...] | counts | results"
 
 train: $(INSTALLED)
 	@$(BIN)/stormfast train --game "$(GAME)" $(ARGS)
@@ -39,6 +39,9 @@ bench: $(INSTALLED)
 bench-compare: export REF := $(REF)
 bench-compare: $(INSTALLED)
 	$(BIN)/python bench/compare.py $(if $(REF),--against "$$REF") $(ARGS)
+
+counts: $(INSTALLED)
+	$(BIN)/python -m bench.counts --write
 
 results: $(INSTALLED)
 	$(BIN)/python -m bench.tables $(ARGS)

@@ -24,9 +24,9 @@ import torch
 
 from bench import script
 from stormfast import annotate
+from stormfast.commands.profile import check
 from stormfast.compile import is_compiler_error
 from stormfast.device import device_name, out_of_memory, resolve_device
-from stormfast.envs.games import check_game
 from stormfast.errors import UserError
 from stormfast.measure.peaks import synchronize
 from stormfast.measure.phases import compile_mode, take_steps, training_config, warm_run, whole_cycles
@@ -34,7 +34,7 @@ from stormfast.measure.profile import exit_at_sigterm
 from stormfast.plan import choose_preset
 from stormfast.runs.provenance import commit
 from stormfast.runs.run import Run
-from stormfast.settings import PRESETS, ProfileConfig, validate_profile
+from stormfast.settings import PRESETS, ProfileConfig
 
 
 @contextlib.contextmanager
@@ -89,8 +89,7 @@ def settings(options: argparse.Namespace) -> ProfileConfig:
     """The steps that options ask for, checked, with the preset by name. Raises: UserError."""
     names = {field.name for field in dataclasses.fields(ProfileConfig)} - {"json"}
     config = ProfileConfig(**{name: value for name, value in vars(options).items() if name in names})
-    validate_profile(config)
-    check_game(config.game)
+    check(config)
     resolve_device(config.device)
     preset = choose_preset(config.preset, config.device)[0]
     return dataclasses.replace(config, preset=preset)

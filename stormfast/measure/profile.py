@@ -5,7 +5,7 @@
 
 A step is an environment step with the updates that the preset makes for it. Each phase is timed alone, from an idle
 device to an idle device; the whole step is timed as the training loop runs it, without waiting for anything. Launches
-and host reads are counted on one eager call of each phase (counting.py), FLOPs and bytes at the run's sizes
+and host reads are counted on one eager call of each phase (op_counts.py), FLOPs and bytes at the run's sizes
 (measure/work.py).
 """
 
@@ -128,7 +128,7 @@ def describe(config: ProfileConfig, run: Run) -> dict[str, Any]:
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most bytes held so far: tensors on CUDA, the whole process on a CPU."""
+    """The most bytes in use so far: tensors on CUDA, the whole process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024

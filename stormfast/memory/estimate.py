@@ -1,6 +1,6 @@
 """Memory of a training run: counted before it starts, and compared with what is there.
 
-The count runs the phases that train, on tensors without memory (weightless.py), and follows every storage. It says what
+The count runs the phases that train, on meta tensors (meta_tensors.py), and follows every storage. It says what
 tensors take. What torch's allocator, cuBLAS, cuDNN or oneDNN take on top is an allowance, stated below.
 """
 
@@ -133,7 +133,7 @@ def count(
     persistent["copies"] = rest - sum(persistent.values())
     above = {name: peak.num_bytes - rest for name, peak in peaks.items()}
     # Graphs share a pool that eager calls have no part in. One update may be captured before the other's first, eager
-    # calls: then the memory of both is held. Once both are captured the pool is as large as the larger; the allocator
+    # calls: then the memory of both is taken. Once both are captured the pool is as large as the larger; the allocator
     # gives nothing back before it must.
     pool = min(above["world_model"], above["agent"]) if captured else 0
     tensors = rest - persistent["replay"] + max(above.values())

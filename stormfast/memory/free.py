@@ -7,7 +7,7 @@ import torch
 
 
 def available_memory(device: torch.device) -> int | None:
-    """Bytes that can still be taken on a device; None where nothing tells."""
+    """Bytes that can still be taken on a device; None where that cannot be known."""
     if device.type == "cuda":
         reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + reserved

@@ -273,7 +273,7 @@ def test_what_cannot_be_counted_here_is_left_out_and_never_written_down(file, ca
     monkeypatch.setattr(counts, "count_group", count_group)
     for mode in ("--write", "--check"):
         assert counts.main([mode, "--file", str(file)]) == 2
-        assert capsys.readouterr() == ("", "counts: needs triton\n")
+        assert capsys.readouterr() == ("", "counts: error: needs triton\n")
     assert counts.read(file)[1] == ALL
     assert counts.main(["--json", str(file)]) == 0
     out, err = capsys.readouterr()

@@ -13,12 +13,12 @@ from stormfast.learner import Learner
 from stormfast.memory import estimate as memory
 from stormfast.memory.estimate import GB, PHASES, check_fits, estimate, run_phases
 from stormfast.memory.meta_tensors import LiveBytes
-from stormfast.plan import CompileMode, plan
+from stormfast.plan import Plan
 from stormfast.player import Player
 from stormfast.replay import ROW_BYTES, Replay
 from stormfast.schema import override
 from stormfast.settings import TrainConfig, preset_config
-from tests.model_fixtures import NUM_ACTIONS, make_batch, tiny_config
+from tests.model_fixtures import NUM_ACTIONS, make_batch, plan_on, tiny_config
 
 CPU = torch.device("cpu")
 
@@ -217,14 +217,9 @@ def free(monkeypatch: pytest.MonkeyPatch):
     return set_free
 
 
-def check(config: TrainConfig, device: torch.device = CPU, compile: CompileMode = "off") -> None:
-    decided = replace(plan(override(config, {"device": "cpu"})), device=device, compile=compile)
-    check_fits(config, decided, NUM_ACTIONS)
-
-
-def refusal(config: TrainConfig, device: torch.device = CPU, compile: CompileMode = "off") -> str:
+def refusal(config: TrainConfig, decided: Plan | None = None) -> str:
     with pytest.raises(UserError) as caught:
-        check(config, device, compile)
+        check_fits(config, decided or plan_on("cpu"), NUM_ACTIONS)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -234,7 +229,7 @@ def test_a_run_that_fits_goes_on_in_silence(free):
     taken = estimate(config, NUM_ACTIONS, torch.float32, "cpu").total
     for num_bytes in (None, 10**12, taken):
         free(num_bytes)
-        check(config)
+        check_fits(config, plan_on("cpu"), NUM_ACTIONS)
     free(taken - 1)
     refusal(config)
 
@@ -260,18 +255,18 @@ def test_rows_that_no_step_will_bring_are_not_asked_for_on_a_cpu(free):
     config = short_config({"replay.capacity": 100_000, "steps": 1_000})
     found = estimate(config, NUM_ACTIONS, torch.float32, "cpu")
     free(found.total - found.replay + 2_001 * ROW_BYTES)
-    check(config)
+    check_fits(config, plan_on("cpu"), NUM_ACTIONS)
     refusal(override(config, {"steps": 1_001}))
 
 
 def test_the_context_that_exists_is_not_asked_for_again(free):
-    config, gpu = short_config({}), torch.device("cuda", 0)
+    config = short_config({})
     found = estimate(config, NUM_ACTIONS, torch.float32, "cuda", captured=True)
     free(found.total - found.context)
-    check(config, gpu, "graphs")
+    check_fits(config, plan_on("cuda:0", "graphs"), NUM_ACTIONS)
     free(found.total - found.context - 1)
-    assert " on cuda:0, but " in refusal(config, gpu, "graphs")
-    check(config, gpu, "default")  # less without graphs
+    assert " on cuda:0, but " in refusal(config, plan_on("cuda:0", "graphs"))
+    check_fits(config, plan_on("cuda:0"), NUM_ACTIONS)  # less without graphs
 
 
 def test_sizes_beyond_any_memory_are_one_line(free):

@@ -101,7 +101,7 @@ def test_what_is_missing_is_one_line(tool: FakeTool) -> None:
 def test_what_cannot_be_profiled_is_one_line_and_no_call(nsys: FakeTool) -> None:
     """By the real warm_steps."""
     done = nsys("--device", "cpu", PYTHON=sys.executable)
-    assert is_one_line(done, 2, "warm_steps: nsys needs a CUDA GPU, but got --device cpu") and not done.calls
+    assert is_one_line(done, 2, "warm_steps: error: nsys needs a CUDA GPU, but got --device cpu") and not done.calls
 
 
 def test_a_tool_that_fails_is_one_line(tool: FakeTool, tmp_path: Path) -> None:
