@@ -96,7 +96,7 @@ def run_trials(
 
 def run(words: Sequence[str]) -> int:
     given = compare.parser_of(__doc__).parse_args(words)
-    selection, slowdown = compare.without_waiting(compare.selection_of(given)), Slowdown()
+    selection, slowdown = compare.beside_other_work(compare.selection_of(given)), Slowdown()
     trials = run_trials(ROOT, slowdown, UNCHANGED, selection, given.limit)
     passed = not any(why for _, why in trials.values())
     comparisons = [{"name": name, "problems": why, **compare.as_json(each)} for name, (each, why) in trials.items()]

@@ -5,9 +5,10 @@
     python -m bench.compare --against HEAD -k world_model   # what the changes not yet committed do to one bench
 
 With --against, the ref and the working tree are checked out, and each runs its own benches on its own product: launches
-of pytest in turn, A B, B A, A B ..., one at any time. Benches that measure the same are compared. On a CPU, time that a
-bench of one thread waited for a core is left out: beside other work set OMP_NUM_THREADS=1. A saved run is one launch of
-another time: what has changed on the machine is in the ratio.
+of pytest in turn, A B, B A, A B ..., one at any time. Benches that measure the same are compared by their fastest
+rounds, so what slows only some rounds is not seen. On a CPU, time that a bench of one thread waited for a core is left
+out: set OMP_NUM_THREADS=1 beside other work. A saved run is one launch of another time: what has changed on the machine
+is in the ratio.
 
 `ratio` is new over old, above 1 is slower, with a 95 % interval (bench/ratios.py). `slower`: the ratio is above --limit
 and the interval above 1; the exit status is 1. `faster`: the same the other way. `same`: the interval lies within the
@@ -38,6 +39,7 @@ from stormfast.errors import UserError
 from stormfast.runs.progress import log_line
 
 SIDES = ("old", "new")
+ROUNDS = 60  # of a bench and launch: enough for one that nothing else disturbs
 
 
 @dataclass
@@ -202,15 +204,18 @@ def selection_of(given: argparse.Namespace) -> Selection:
         raise UserError(f"--limit must be a ratio of at least 1, as 1.10, got {given.limit}")
     if given.json:
         check_writable("--json", given.json)
+    for path in map(Path, given.paths):
+        if path.is_absolute() or ".." in path.parts:
+            raise UserError(f"expected bench files or folders from the root, as bench/bench_env.py, got {path}")
     words = {"-k": given.keyword, "--device": str(resolve_device(given.device)), "--preset": given.preset}
     options = [word for option, value in words.items() if value for word in (option, value)]
     return Selection(tuple(given.paths), tuple(options), given.launches)
 
 
-def without_waiting(selection: Selection) -> Selection:
-    """On a CPU leaves out the time that a bench waited for a core, which a saved run has."""
+def beside_other_work(selection: Selection) -> Selection:
+    """With more rounds than a saved run has, and on a CPU without the time that a bench waits for a core."""
     clock = ("--benchmark-timer=queue_clock.seconds",) if "cpu" in selection.options else ()
-    return replace(selection, options=(*selection.options, *clock))
+    return replace(selection, options=(*selection.options, "--rounds", str(ROUNDS), *clock))
 
 
 def save(path: Path | None, script: str, words: Sequence[str], device: str, result: dict[str, Any]) -> None:
@@ -228,7 +233,7 @@ def run(words: Sequence[str]) -> int:
     if given.against is None:
         comparison = compare_with_saved(ROOT, ROOT / "bench" / "results" / slug(device), selection, given.limit)
     else:
-        comparison = compare_with_ref(ROOT, given.against, without_waiting(selection), given.limit)
+        comparison = compare_with_ref(ROOT, given.against, beside_other_work(selection), given.limit)
     save(given.json, "bench.compare", words, device, as_json(comparison))
     print(show(comparison))
     return comparison.exit_status()

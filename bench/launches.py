@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import statistics
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -36,7 +35,7 @@ class Launch:
     """What one process measured.
 
     Attributes:
-        seconds: of a call, the median of the rounds; names: FILE::BENCH.
+        seconds: of a call in the fastest round, because other work on the machine only adds time; names: FILE::BENCH.
         failures: FILE or FILE::BENCH -> the error, one line.
     """
 
@@ -83,6 +82,6 @@ def read_result(content: dict[str, Any], failures: dict[str, str]) -> Launch:
     for each in content["benchmarks"]:
         info = each["extra_info"]
         bench = tuple((name, str(info[name])) for name in (*PHASE_FIELDS, *KERNEL_FIELDS) if name in info)
-        seconds[bench] = statistics.median(each["stats"]["data"]) / info["calls"]
+        seconds[bench] = min(each["stats"]["data"]) / info["calls"]
         names[bench] = each["fullname"]
     return Launch(seconds, names, failures)

@@ -20,25 +20,9 @@ def decode():
     spin(0.002)
 """
 CONFTEST = """
-import pytest
-
-
 def pytest_addoption(parser):
     parser.addoption("--device")
-    parser.addoption("--rounds", type=int, default=15)
-
-
-@pytest.fixture
-def time_rounds(benchmark, request):
-    def run(call):
-        benchmark.pedantic(call, rounds=request.config.getoption("--rounds"), warmup_rounds=1)
-        benchmark.extra_info.update(bench=request.node.name, calls=1)
-
-    return run
-
-
-def pytest_benchmark_update_machine_info(config, machine_info):
-    machine_info.update(device="synthetic")
+    parser.addoption("--rounds", type=int)
 """
 BENCH = """
 import pytest
@@ -47,8 +31,9 @@ from stormfast import work
 
 
 @pytest.mark.parametrize("name", ["encode", "decode"])
-def test_one(name, time_rounds):
-    time_rounds(getattr(work, name))
+def test_one(name, benchmark, pytestconfig):
+    benchmark.pedantic(getattr(work, name), rounds=pytestconfig.getoption("--rounds"), warmup_rounds=1)
+    benchmark.extra_info.update(bench=name, calls=1)
 """
 
 

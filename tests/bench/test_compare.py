@@ -98,6 +98,7 @@ def test_waiting_for_a_core_does_not_count(monkeypatch: pytest.MonkeyPatch) -> N
         (["--device", "tpu"], "got 'tpu'"),
         (["--json", "/nowhere/at/all.json"], "--json must lie in a directory that can be written"),
         (["--against", "no-such-ref"], "got 'no-such-ref'"),
+        (["/usr"], "got /usr"),
         (["--launches", "many"], "invalid int value: 'many'"),
     ],
 )
@@ -107,17 +108,27 @@ def test_bad_input_is_one_line(capsys: pytest.CaptureFixture[str], arguments: li
     assert (out, err.count("\n")) == ("", 1) and message in err
 
 
-def test_the_last_saved_run_is_the_newest(tmp_path: Path) -> None:
+def save_run(path: Path, when: str, seconds: float) -> None:
+    bench = {"fullname": "a", "extra_info": {"bench": "a", "calls": 2}, "stats": {"data": [3 * seconds, 2 * seconds]}}
+    path.write_text(json.dumps({"datetime": when, "benchmarks": [bench], "machine_info": {}}))
+
+
+def test_the_newest_saved_run_is_compared_with(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, when, seconds in (("2026-02-01-b", "T08", 1.0), ("2026-02-01-a", "T09", 2.0), ("kernels-1", "T10", 3.0)):
+        save_run(tmp_path / f"{name}.json", when, seconds)
+    monkeypatch.setattr(compare, "launch", lambda *_: launched(a=2.5))
+    found = compare.compare_with_saved(checkout, tmp_path, QUICK, 1.1)
+    assert [ratio.value for ratio in found.ratios().values()] == [pytest.approx(1.25)]
+    assert found.having("slower") == ["a"] and found.old_name.startswith("2026-02-01-a.json")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"datetime": "2026", "benchmarks": [1], "machine_info": {}}'])
+def test_what_is_no_saved_run_is_an_error(tmp_path: Path, content: str) -> None:
     with pytest.raises(UserError, match="no saved run of this device"):
         compare.last_saved(tmp_path)
-    for name, when in {"2026-02-01-b": "2026-02-01T08", "2026-02-01-a": "2026-02-01T09", "kernels-1": "2027"}.items():
-        content = {"datetime": when, "benchmarks": [], "machine_info": {}}
-        (tmp_path / f"{name}.json").write_text(json.dumps(content))
-    assert compare.last_saved(tmp_path)[1] == "2026-02-01-a.json"
-    for content in ("{", "[]", '{"datetime": "2026", "benchmarks": [1], "machine_info": {}}'):
-        (tmp_path / "2026-03-01-x.json").write_text(content)
-        with pytest.raises(UserError, match=r"2026-03-01-x.json must be a run saved by"):
-            compare.last_saved(tmp_path)
+    (tmp_path / "2026-03-01-x.json").write_text(content)
+    with pytest.raises(UserError, match=r"2026-03-01-x.json must be a run saved by"):
+        compare.last_saved(tmp_path)
 
 
 # --- on a small checkout -----------------------------------------------------------------------------------------
@@ -125,12 +136,12 @@ def test_the_last_saved_run_is_the_newest(tmp_path: Path) -> None:
 
 def test_a_launch_of_benches_that_fail(checkout: Path, tmp_path: Path) -> None:
     with open(checkout / "bench" / "bench_work.py", "a") as file:
-        file.write("\n\ndef test_broken(time_rounds):\n    assert not 'a - b'\n")
+        file.write("\n\ndef test_broken():\n    assert not 'a - b'\n")
     (checkout / "bench" / "bench_later.py").write_text("from stormfast.work import recode\n")
-    selection = compare.without_waiting(Selection(QUICK.paths, (*QUICK.options, "--device", "cpu")))
+    selection = compare.beside_other_work(Selection(QUICK.paths, ("--device", "cpu")))
     found = launch(checkout, selection, tmp_path)
     assert list(found.names.values()) == [f"bench/bench_work.py::test_one[{name}]" for name in ("encode", "decode")]
-    assert list(found.seconds.values()) == pytest.approx([0.003, 0.002], rel=0.3)
+    assert list(found.seconds.values()) == pytest.approx([0.003, 0.002], rel=0.1)
     assert found.failures.keys() == {"bench/bench_work.py::test_broken", "bench/bench_later.py"}
 
 
