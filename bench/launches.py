@@ -61,7 +61,8 @@ def launch(checkout: Path, selection: Selection, temporary: Path) -> Launch:
     if done.returncode not in (0, 1):
         lines = [line for line in output.splitlines() if line.strip()] or ["no output"]
         error = ([line for line in lines if "error: " in line.lower() and "usage: " not in line] or lines)[-1]
-        raise UserError(f"pytest ended with status {done.returncode} in the {checkout.name} checkout: {error}")
+        where = f"pytest ended with status {done.returncode} in the {checkout.name} checkout"
+        raise UserError(f"{where}: {error}; choose benches that both checkouts have, with -k, or a later commit")
     failures = {name: error or "failed" for name, error in FAILURE.findall(output)}
     return read_result(json.loads(result.read_text()), failures) if result.exists() else Launch(failures=failures)
 
