@@ -10,41 +10,46 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help train test lint test-fast test-slow bench bench-compare counts results clean
+.PHONY: help train test test-all test-slow lint counts results bench bench-compare clean
 .DEFAULT_GOAL := help
 
 help:
 	@sed -n '1,2s/^# //p' Makefile
-	@echo "make lint | test-fast | test-slow | clean"
-	@echo "make bench [ARGS=\"--device cuda\"] | bench-compare [REF=main] [ARGS=...] | counts | results"
+	@echo "make lint | test-all (with the tests of bench/ and profiling/) | test-slow | clean"
+	@echo "make counts | results | bench [ARGS=\"--device cuda\"] | bench-compare [REF=main] [ARGS=...]"
 
 train: $(INSTALLED)
 	@$(BIN)/stormfast train --game "$(GAME)" $(ARGS)
 
-test: lint test-fast
+# The product, and the exact counts of launches and host reads that every change must keep or name.
+test: lint
+	$(BIN)/python -m pytest -m "(not instruments or counts) and not slow and not gpu" $(ARGS)
+
+test-all: lint
+	$(BIN)/python -m pytest $(ARGS)
+
+test-slow: $(INSTALLED)
+	$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test-fast: $(INSTALLED)
-	$(BIN)/python -m pytest
+# After a change of them that is meant: counts anew, and the tables that show them.
+counts: $(INSTALLED)
+	$(BIN)/python -m bench.counts --write
+	$(BIN)/python -m bench.tables
 
-test-slow: $(INSTALLED)
-	$(BIN)/python -m pytest -m "slow and not gpu"
+results: $(INSTALLED)
+	$(BIN)/python -m bench.tables $(ARGS)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m pytest bench --save $(ARGS)
 
 bench-compare: export REF := $(REF)
 bench-compare: $(INSTALLED)
-	$(BIN)/python bench/compare.py $(if $(REF),--against "$$REF") $(ARGS)
-
-counts: $(INSTALLED)
-	$(BIN)/python -m bench.counts --write
-
-results: $(INSTALLED)
-	$(BIN)/python -m bench.tables $(ARGS)
+	$(BIN)/python -m bench.compare $(if $(REF),--against "$$REF") $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks

@@ -23,12 +23,17 @@ def run(*args: str | Path, cwd: Path) -> str:
     return done.stdout
 
 
+def _left_out(folder: str, names: list[str]) -> set[str]:
+    """What a build leaves behind, and runs at the top of the tree (stormfast/runs is a package)."""
+    left_out = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "*.egg-info", "results")(folder, names)
+    return left_out | ({"runs"} if Path(folder) == ROOT else set())
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A wheel built from a copy of the repository, tests and all, so that the build leaves nothing in the tree."""
     work = tmp_path_factory.mktemp("wheel")
-    ignore = shutil.ignore_patterns(".*", "__pycache__", "runs", "build", "dist", "*.egg-info", "results")
-    shutil.copytree(ROOT, work / "source", ignore=ignore)
+    shutil.copytree(ROOT, work / "source", ignore=_left_out)
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
     run(
         *pip,
@@ -47,11 +52,16 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_wheel_holds_the_two_packages_and_nothing_else(wheel: Path) -> None:
+    """Sources, and the data among them: what is neither is not committed there."""
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     sources = {
-        f"{package}/{path.relative_to(folder)}" for package, folder in PACKAGES.items() for path in folder.rglob("*.py")
+        f"{package}/{path.relative_to(folder)}"
+        for package, folder in PACKAGES.items()
+        for path in folder.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
     }
     assert names == sources
+    assert {"stormfast/py.typed", "stormfast_kernels/py.typed"} <= names  # type checkers read the hints of both
 
 
 def test_wheel_works_outside_the_repository(wheel: Path, tmp_path: Path) -> None:
@@ -119,7 +129,6 @@ def needs(requirements: list[str]) -> set[str]:
 @pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
 def test_constraints_pin_every_direct_dependency(python: str) -> None:
     direct = needs(PROJECT["dependencies"]) | needs(PROJECT["optional-dependencies"]["dev"])
-    assert len(direct) == 18
     assert direct <= pins(python).keys()
     assert pins(python)["torch"] == "2.13.0"
     assert pins(python)["envpool"] == ("1.2.5" if python == "3.11" else "1.2.7")
