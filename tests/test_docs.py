@@ -61,7 +61,7 @@ def test_the_first_example_of_readme_runs(
 
     def train_little(game: str, *, preset: str, steps: int, settings: dict[str, object]) -> object:
         assert (preset, steps) == ("cpu", 4_500)
-        return train(game, preset="tiny", steps=80, device="cpu", settings=small | settings)
+        return train(game, preset="tiny", steps=70, device="cpu", settings=small | settings)
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(stormfast, "train", train_little)
