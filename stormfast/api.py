@@ -21,10 +21,11 @@ from stormfast.dream_env import Dream, DreamEnv
 from stormfast.envs import check_settings, games
 from stormfast.envs import make_env as make_vector_env
 from stormfast.envs.vector import VectorEnv
+from stormfast.errors import UserError
 from stormfast.loop import train as train_run
 from stormfast.plan import choose_preset, plan
 from stormfast.player import Player
-from stormfast.runs.directory import create, load_config
+from stormfast.runs.directory import create, discard_unused, load_config
 from stormfast.runs.evaluation import evaluate as evaluate_run
 from stormfast.runs.metrics import METRICS
 from stormfast.runs.trained import Trained
@@ -138,7 +139,7 @@ def resume(
 ) -> Run:
     """Goes on with a run from its last checkpoint, for `steps` in all. Arguments and errors as of train."""
     saved = load_config(Path(run_dir))
-    wanted = dataclasses.replace(saved, steps=steps or saved.steps, device=device, resume=True)
+    wanted = dataclasses.replace(saved, steps=saved.steps if steps is None else steps, device=device, resume=True)
     validate(wanted)
     return _train(wanted, callback, quiet)
 
@@ -146,8 +147,13 @@ def resume(
 def _train(wanted: TrainConfig, callback: Callable[[int, Metrics], object], quiet: bool) -> Run:
     decided = plan(wanted)
     path = create(wanted)
-    decided.save(path)
-    train_run(wanted, path, decided, callback=callback, quiet=quiet)
+    try:
+        decided.save(path)
+        train_run(wanted, path, decided, callback=callback, quiet=quiet)
+    except (UserError, KeyboardInterrupt):
+        if not wanted.resume:
+            discard_unused(path)  # so that the same call can be made again once what is wrong is put right
+        raise
     return load(path, device=wanted.device)
 
 

@@ -36,7 +36,7 @@ class DreamEnv(VectorEnv):
     Attributes:
         latent: [N, S*K] and hidden: [N, D], what actor and critic see of the present step.
         continuation: [N] float32, predicted chance that the episode went on after the last action; 1 after a reset.
-    Raises: ValueError for a model without a decoder, which can show nothing.
+    Raises: ValueError for a model without a decoder, which can show nothing, and for a horizon below 1.
     """
 
     def __init__(
@@ -44,6 +44,8 @@ class DreamEnv(VectorEnv):
     ) -> None:
         if world_model.decoder is None:
             raise ValueError("a dream needs a world model with a decoder: one trained with loss.reconstruction > 0")
+        if horizon < 1:
+            raise ValueError(f"a dream needs a horizon of 1 step or more, got {horizon}")
         super().__init__(num_envs, world_model.num_actions, "dream")
         self.world_model, self.contexts, self.horizon = world_model, contexts, horizon
         config, device = world_model.config, world_model.device
@@ -177,7 +179,7 @@ def open_loop(world_model: WorldModel, window: Batch, context: int, *, seed: int
         real=window.obs[:, context - 1 :].cpu().numpy(),
         imagined=np.concatenate([first[:, None], frames.numpy()], 1),
         action=window.action[:, done].cpu().numpy(),
-        real_reward=window.reward[:, done].cpu().numpy(),
+        real_reward=window.reward[:, done].float().cpu().numpy(),
         reward=reward.float().numpy(),
         real_end=window.terminated[:, done].cpu().numpy(),
         continuation=continuation.float().numpy(),

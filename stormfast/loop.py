@@ -91,7 +91,10 @@ def learn(run: Run, signals: SignalWatch, callback: Callback, quiet: bool) -> No
             if values:
                 stopped = callback(run.step, values) is True
         if run.step != run.saved_at:
-            progress.update(run.step, save(run))
+            values = save(run)
+            progress.update(run.step, values)
+            if values:
+                callback(run.step, values)
 
 
 def describe(run: Run) -> str:

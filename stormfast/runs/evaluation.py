@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from stormfast.envs import make_env
+from stormfast.errors import UserError
 from stormfast.runs.trained import Trained, env_seed
 from stormfast.scoring import EPISODES, Episode, Policy, RandomPolicy, Recorder, Score, play_episodes, score
 from stormfast.settings import TrainConfig
@@ -66,10 +67,12 @@ def evaluate(
         seed: of environments and policy.
         film: keep the frames of the first episode.
         on_finish: called with all episodes so far whenever one more counts.
-    Raises: UserError for a game that cannot be made.
+    Raises: UserError for a game that cannot be made, or fewer episodes than one.
     """
     seed_of_games, rules = env_seed(config.seed, seed), config.evaluation
     count = default_episodes(config) if episodes is None else episodes
+    if count < 1:
+        raise UserError(f"episodes must be 1 or more, got {count}")
     num_envs = min(num_envs, count)
     env = make_env(
         config.game, config.env, config.atari, num_envs=num_envs, backend=config.env_backend, seed=seed_of_games
