@@ -1,4 +1,4 @@
-"""The wheel holds the two packages and nothing else, and works outside the repository; the pins are complete and exact."""
+"""The wheel holds the two packages and nothing else, and works anywhere; the pins are complete and exact."""
 
 import re
 import shutil
@@ -68,7 +68,8 @@ def test_wheel_works_outside_the_repository(wheel: Path, tmp_path: Path) -> None
     target = tmp_path / "site"
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
     run(*pip, "install", "--quiet", "--no-deps", "--no-index", "--no-compile", "--target", target, wheel, cwd=tmp_path)
-    code = f"import sys; sys.path.insert(0, {str(target)!r}); import stormfast.cli, stormfast_kernels as k; print(stormfast.__file__, k.__file__)"
+    imports = "import stormfast.cli, stormfast_kernels as k; print(stormfast.__file__, k.__file__)"
+    code = f"import sys; sys.path.insert(0, {str(target)!r}); {imports}"
     where = run(sys.executable, "-c", code, cwd=tmp_path).split()
     assert where == [str(target / "stormfast" / "__init__.py"), str(target / "stormfast_kernels" / "__init__.py")]
     script = (target / "bin" / "stormfast").read_text()
@@ -108,7 +109,7 @@ def normalised(name: str) -> str:
 
 
 def needs(requirements: list[str]) -> set[str]:
-    """Names of requirements whose marker may hold on a supported Python: those of extras and of other systems left out."""
+    """Names of requirements whose marker may hold on a supported Python, without those of extras and other systems."""
     other = (
         "extra ==",
         "extra==",
