@@ -27,9 +27,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from bench.jobs import ROOT, Ended, last_lines, only_one, run
+from bench.jobs import Ended, last_lines, only_one, run
 from bench.record_tables import markdown
-from bench.script import Parser, status_of, written
+from bench.script import ROOT, Parser, status_of, written
 from stormfast.errors import UserError
 from stormfast.runs.signals import SignalWatch
 
@@ -83,14 +83,20 @@ JOBS = (  # the most important first
     Job("profile-{preset}", PROFILE, 240, saved_as="profile-{preset}-{run}.json"),
     Job("memory", "-m profiling.memory --preset {presets} {measure} --json", 120),
     Job("benches", BENCHES, 300, saved_as="{run}.json"),
-    Job("roofline", "-m profiling.roofline --profile {logs}/profile-{preset}.json", 60),
+    Job("roofline", "-m profiling.roofline --preset {preset} --device {roofs}", 60),
     Job("trace", TRACE, 180),
     Job("kernel-report", "-m profiling.kernel_report --presets {preset}", 180),
     Job("counts", "-m bench.counts --groups phases,compiled", 180),
     Job("training", f"{LEARNING} --allow-dirty", 300, grace=60),  # it finishes a step, or compiling, and saves
 )
-ON_GPU = {"steps": "200", "rounds": "", "measure": "--measure", "training": "--steps 4500 --agent.entropy 3e-2"}
-ON_CPU = {"steps": "8", "rounds": "--rounds 2", "measure": "", "training": "--steps 200 --episodes 2"}
+ON_GPU = {
+    "roofs": "measured",
+    "steps": "200",
+    "rounds": "",
+    "measure": "--measure",
+    "training": "--steps 4500 --agent.entropy 3e-2",
+}
+ON_CPU = {"roofs": "h200", "steps": "8", "rounds": "--rounds 2", "measure": "", "training": "--steps 200 --episodes 2"}
 
 
 def table_of_jobs(device: str) -> list[Job]:

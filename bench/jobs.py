@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.script import ROOT
 from stormfast.errors import UserError
 from stormfast.runs.signals import SignalWatch
 
-ROOT = Path(__file__).resolve().parents[1]
 POLL_EVERY = 0.1  # seconds
 TAIL = 15  # lines
 

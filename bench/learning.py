@@ -24,8 +24,8 @@ from typing import Any
 import torch
 
 from bench.devices import commit, device_name, slug
-from bench.jobs import ROOT, only_one, run
-from bench.script import Parser, check_writable, status_of, written
+from bench.jobs import only_one, run
+from bench.script import ROOT, Parser, check_writable, status_of, written
 from stormfast.device import resolve_device
 from stormfast.errors import UserError
 from stormfast.runs.checkpoint import DIRECTORY

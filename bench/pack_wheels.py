@@ -17,8 +17,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.jobs import ROOT
-from bench.script import Parser, status_of
+from bench.script import ROOT, Parser, status_of
 from stormfast.errors import UserError
 
 PACKAGES = {  # of the project -> what they import that torch does not bring
