@@ -155,32 +155,34 @@ def last_saved(folder: Path) -> tuple[str, str, Launch]:
 # --- the command -------------------------------------------------------------------------------------------------
 
 
-def show(comparison: Comparison) -> str:
-    """The table, and what is not in it."""
-    header = ["bench", "launches", "old ms", "new ms", "ratio", f"{CONFIDENCE:.0%} interval", "visible", "verdict"]
-    rows, limit, ratios = [], comparison.limit, comparison.ratios()
-    for bench, pairs in comparison.seconds().items():
-        ratio, times = ratios[bench], [f"{1e3 * statistics.median(side):.4g}" for side in zip(*pairs, strict=True)]
-        shown = [f"{ratio.value:.3f}", f"{ratio.low:.3f} - {ratio.high:.3f}", f"{ratio.smallest_visible(limit):.2f}"]
-        rows.append([comparison.pairs[0][1].names[bench], str(len(pairs)), *times, *shown, ratio.verdict(limit)])
-    verdicts = Counter(row[-1] for row in rows)
-    lines = [f"this checkout against {comparison.old_name}, limit {limit:g}", "", markdown(header, rows), ""]
-    lines.append(", ".join(f"{count} {verdict}" for verdict, count in verdicts.items()) or "nothing could be compared")
-    for i, side in enumerate(SIDES):
-        lines += [f"only in {side}: {name}" for name in comparison.only(i)]
-        lines += [f"failed in {side}: {name}: {error}" for name, error in comparison.failures(i).items()]
-    return "\n".join(lines)
-
-
 def as_json(comparison: Comparison) -> dict[str, Any]:
     """All of it, as JSON types."""
-    limit, names, ratios = comparison.limit, comparison.pairs[0][1].names, comparison.ratios()
+    limit, seconds, names = comparison.limit, comparison.seconds(), comparison.pairs[0][1].names
     benches = [
-        {"bench": names[bench], "seconds": pairs, **asdict(ratios[bench]), "verdict": ratios[bench].verdict(limit)}
-        for bench, pairs in comparison.seconds().items()
+        {"bench": names[bench], "seconds": seconds[bench], **asdict(ratio)}
+        | {"visible": ratio.smallest_visible(limit), "verdict": ratio.verdict(limit)}
+        for bench, ratio in comparison.ratios().items()
     ]
     rest = {side: {"only": comparison.only(i), "failures": comparison.failures(i)} for i, side in enumerate(SIDES)}
     return {"against": comparison.old_name, "limit": limit, "confidence": CONFIDENCE, "benches": benches, **rest}
+
+
+def show(comparison: Comparison) -> str:
+    """The table, and what is not in it."""
+    header = ["bench", "launches", "old ms", "new ms", "ratio", f"{CONFIDENCE:.0%} interval", "visible", "verdict"]
+    rows, result = [], as_json(comparison)
+    for each in result["benches"]:
+        old, new = (f"{1e3 * statistics.median(side):.4g}" for side in zip(*each["seconds"], strict=True))
+        ratio, visible = f"{each['value']:.3f}", f"{each['visible']:.2f}"
+        interval, verdict = f"{each['low']:.3f} - {each['high']:.3f}", each["verdict"]
+        rows.append([each["bench"], str(len(each["seconds"])), old, new, ratio, interval, visible, verdict])
+    counts = [f"{count} {verdict}" for verdict, count in Counter(row[-1] for row in rows).items()]
+    lines = [f"this checkout against {comparison.old_name}, limit {comparison.limit:g}", "", markdown(header, rows), ""]
+    lines.append(", ".join(counts) or "nothing could be compared")
+    for side in SIDES:
+        lines += [f"only in {side}: {name}" for name in result[side]["only"]]
+        lines += [f"failed in {side}: {name}: {error}" for name, error in result[side]["failures"].items()]
+    return "\n".join(lines)
 
 
 def parser_of(docstring: str | None) -> argparse.ArgumentParser:
