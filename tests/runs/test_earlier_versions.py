@@ -104,7 +104,7 @@ def test_it_resumes_by_the_command(run_dir, command):
 
 @pytest.mark.parametrize(("policy", "name"), [("agent", "evaluation-100.json"), ("random", "evaluation-random.json")])
 def test_it_is_scored_by_the_command(run_dir, policy, name, capsys):
-    arguments = ["evaluate", "--run", str(run_dir), "--episodes", "2", "--device", "cpu", "--policy", policy]
+    arguments = ["evaluate", str(run_dir), "--episodes", "2", "--device", "cpu", "--policy", policy]
     assert main(arguments) == 0, capsys.readouterr().err
     result = json.loads((run_dir / name).read_text())
     assert result["policy"] == policy
