@@ -4,6 +4,7 @@ The count runs the phases that train, on meta tensors (meta_tensors.py), and fol
 tensors take. What torch's allocator, cuBLAS, cuDNN or oneDNN take on top is an allowance, stated below.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
@@ -29,10 +30,7 @@ GB = 10**9
 # they are not measured yet, but from the libraries' defaults: `python -m profiling.memory --measure` prints what a
 # GPU takes.
 ROUNDING = 0.10  # of all but replay: blocks rounded up to 512 bytes or 2 MB, and holes between them
-LIBRARIES = {
-    "cuda": 250_000_000,
-    "cpu": 250_000_000,
-}  # workspaces: cuBLAS takes 32 MiB a stream on sm_90, cuDNN and oneDNN theirs
+LIBRARIES = {"cuda": 250_000_000, "cpu": 250_000_000}  # workspaces of cuBLAS (32 MiB a stream on sm_90), cuDNN, oneDNN
 CONTEXT = {"cuda": 600_000_000, "cpu": 0}  # the CUDA context and its loaded code, outside torch's allocator
 PHASES = {"world_model": "world-model update", "agent": "imagination + agent update", "acting": "acting"}
 LABELS = {
@@ -103,9 +101,28 @@ def estimate(
 ) -> Estimate:
     """Bytes that a run will take on a device of that type, with its updates captured as CUDA graphs or not.
 
-    Takes no memory and no random numbers. Raises: UserError for a bad demonstration.
+    Takes no memory and no random numbers, and counts the same sizes once a process: a count takes 0.4 to 1 s of a CPU.
+    Raises: UserError for a bad demonstration.
     """
-    return count(config, num_actions, precision, device_type, captured=captured)[0]
+    if config.replay.demonstration is not None:  # the file may change
+        return count(config, num_actions, precision, device_type, captured=captured)[0]
+    sizes = replace(
+        TrainConfig(),
+        num_envs=config.num_envs,
+        replay=config.replay,
+        world_model=config.world_model,
+        imagination=config.imagination,
+        agent=config.agent,
+        acting=config.acting,
+    )
+    return _estimate(sizes, num_actions, precision, device_type, captured)
+
+
+@functools.lru_cache(maxsize=64)
+def _estimate(
+    sizes: TrainConfig, num_actions: int, precision: torch.dtype, device_type: str, captured: bool
+) -> Estimate:
+    return count(sizes, num_actions, precision, device_type, captured=captured)[0]
 
 
 def count(
