@@ -86,7 +86,7 @@ JOBS = (  # the most important first
     Job("roofline", "-m profiling.roofline --preset {preset} --device {roofs}", 60),
     Job("trace", TRACE, 180),
     Job("kernel-report", "-m profiling.kernel_report --presets {preset}", 180),
-    Job("counts", "-m bench.counts --groups phases,compiled", 180),
+    Job("counts", "-m bench.counts --groups phases,compiled", 240),
     Job("training", f"{LEARNING} --allow-dirty", 300, grace=60),  # it finishes a step, or compiling, and saves
 )
 ON_GPU = {
