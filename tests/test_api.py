@@ -12,6 +12,7 @@ import pytest
 
 import stormfast
 import stormfast.api as api
+from stormfast.envs.catch import Catch
 from stormfast.errors import UserError
 from stormfast.player import Player
 from stormfast.runs.directory import load_config
@@ -36,7 +37,7 @@ def train(run_dir, **options):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return train(tmp_path_factory.mktemp("api") / "run", steps=56, seed=3)
+    return train(tmp_path_factory.mktemp("api") / "run", steps=46, seed=3)
 
 
 # --- the package --------------------------------------------------------------------------------------------------
@@ -74,13 +75,13 @@ def test_the_examples_in_the_documentation(module, tmp_path):
 
 
 def test_train_gives_the_saved_run(run):
-    assert run.step == 56
+    assert run.step == 46
     assert run.config.game == "Catch"
     assert run.config.seed == 3
     assert run.config.acting.random_steps == 40
     assert run.config == load_config(run.path)
     lines = run.metrics()
-    assert [line["step"] for line in lines] == [10, 20, 30, 40, 50, 56]
+    assert [line["step"] for line in lines] == [10, 20, 30, 40, 46]
     assert lines[-1]["world_model/total"] > 0
     assert lines == [json.loads(line) for line in (run.path / METRICS).read_text().splitlines()]
 
@@ -107,14 +108,14 @@ def test_a_callback_that_returns_true_stops_and_saves(tmp_path):
 
 
 def test_a_run_goes_on_where_it_was(tmp_path):
-    whole = train(tmp_path / "whole", steps=60)
+    whole = train(tmp_path / "whole", steps=52)
     train(tmp_path / "part", steps=50)
-    resumed = api.resume(tmp_path / "part", steps=60, device="cpu")
-    assert resumed.step == 60
-    assert resumed.config.steps == 60
+    resumed = api.resume(tmp_path / "part", steps=52, device="cpu")
+    assert resumed.step == 52
+    assert resumed.config.steps == 52
     first, second = ({n: v for n, v in run.metrics()[-1].items() if n != "seconds"} for run in (whole, resumed))
     assert first == second
-    assert api.resume(tmp_path / "part", device="cpu").step == 60  # nothing left to do
+    assert api.resume(tmp_path / "part", device="cpu").step == 52  # nothing left to do
     with pytest.raises(UserError, match="steps must be >= 1"):
         api.resume(tmp_path / "part", steps=0, device="cpu")
 
@@ -157,7 +158,7 @@ def test_an_unknown_game_is_refused(tmp_path):
 def test_a_run_is_never_overwritten(run):
     with pytest.raises(UserError, match="already holds a run"):
         train(run.path)
-    assert api.load(run.path, device="cpu").step == 56
+    assert api.load(run.path, device="cpu").step == 46
 
 
 # --- a run --------------------------------------------------------------------------------------------------------
@@ -249,3 +250,15 @@ def test_make_env_is_a_game_by_the_rules_of_a_protocol():
         api.make_env("Catch", 0)
     with pytest.raises(UserError, match="Unknown field"):
         api.make_env("Catch", settings={"env.nothing": 1})
+
+
+def test_a_registered_game_is_trained_and_scored_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.setattr("stormfast.envs.games._registered", {})  # as it was, after this test
+    api.register_game("Drift", lambda: Catch(drift=True), scores=(-3.0, 5.0))
+    assert api.make_env("Drift", num_envs=2).reset().obs.shape == (2, 3, 64, 64)
+    run = api.train("Drift", preset="tiny", steps=10, run_dir=tmp_path / "run", device="cpu", settings=SETTINGS)
+    assert run.config.game == "Drift"
+    score = run.evaluate(episodes=2)
+    assert score.human_normalised == pytest.approx((score.mean + 3) / 8)
+    with pytest.raises(UserError, match="Catch"):
+        api.register_game("Catch", Catch)
