@@ -40,8 +40,11 @@ class FrameFormat:
 
         Raises: UserError for another shape or type than the format's, and for floats outside [0, 1].
         """
-        picture = np.asarray(picture)
-        if picture.shape != self.shape or picture.dtype.kind != self.dtype.kind:
+        try:
+            picture = np.asarray(picture)
+        except ValueError:  # nested lists of unequal lengths
+            picture = np.asarray(None)
+        if picture.shape != self.shape or not self._is_of_kind(picture.dtype):
             raise UserError(
                 f"{self.game} must show {self.dtype} of shape {self.shape} at every step, as its first observation or "
                 f"observation_space says, got {picture.dtype} of shape {picture.shape}"
@@ -54,6 +57,10 @@ class FrameFormat:
         return np.broadcast_to(picture.transpose(2, 0, 1), OBS_SHAPE).copy(
             order="C"
         )  # one grey channel fills all three
+
+    def _is_of_kind(self, dtype: np.dtype) -> bool:
+        """Any float passes for any other, since all lie in [0, 1]; of the integers only uint8."""
+        return dtype.kind == "f" if self.dtype.kind == "f" else dtype == np.uint8
 
     def _to_uint8(self, picture: np.ndarray) -> np.ndarray:
         if not (picture.min() >= 0 and picture.max() <= 1):  # nan fails too

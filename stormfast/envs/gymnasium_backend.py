@@ -18,6 +18,7 @@ from stormfast.errors import UserError
 from stormfast.settings import EnvConfig
 
 Make = Callable[[bool], gymnasium.Env[Any, Any]]
+LARGEST_REWARD = float(np.finfo(np.float32).max)  # replay keeps rewards in float32
 
 
 class PixelEnv(SingleEnv):
@@ -67,8 +68,9 @@ class PixelEnv(SingleEnv):
             raise UserError(f"{self._name} must return {wanted} from step(), got {_kind(result)}")
         observation, reward, terminated, truncated, info = result
         self.elapsed += 1
-        self.terminated = bool(terminated)
-        self.truncated = bool(truncated) or self.elapsed >= self._config.max_episode_steps
+        self.terminated = self._checked_flag("terminated", terminated)
+        limit = self.elapsed >= self._config.max_episode_steps
+        self.truncated = self._checked_flag("truncated", truncated) or limit
         self._observe(observation, info)
         return self._checked_reward(reward)
 
@@ -80,7 +82,7 @@ class PixelEnv(SingleEnv):
             self._format = self._format or format_of_picture(self._name, observation)
         assert self._format is not None
         self.obs = self._format(observation)
-        self.lives = int(info.get("lives", 0))
+        self.lives = self._checked_lives(info.get("lives", 0))
 
     def _render(self) -> Any:
         try:
@@ -88,15 +90,35 @@ class PixelEnv(SingleEnv):
         except gymnasium.error.DependencyNotInstalled as error:
             raise UserError(f"{self._name} cannot be rendered: {' '.join(str(error).split())}") from None
 
+    def _checked_flag(self, name: str, value: Any) -> bool:
+        if not isinstance(value, (bool, np.bool_)):
+            array = np.asarray(value) if isinstance(value, (int, float, np.generic, np.ndarray)) else np.empty(0)
+            if array.size != 1 or array.item() not in (0, 1):
+                raise UserError(
+                    f"{self._name} must return True or False as {name}, got {value!r:.60} ({_kind(value)}) at step "
+                    f"{self.elapsed} of an episode"
+                )
+        return bool(value)
+
+    def _checked_lives(self, lives: Any) -> int:
+        try:
+            return int(lives)
+        except (TypeError, ValueError, OverflowError):
+            raise UserError(
+                f'{self._name} must give a whole number as info["lives"], got {lives!r:.60} ({_kind(lives)}); leave it '
+                "out where the game has no lives"
+            ) from None
+
     def _checked_reward(self, reward: Any) -> float:
         try:
             value = float(reward)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             value = math.nan
-        if not math.isfinite(value):
-            got = reward if isinstance(reward, (int, float)) else f"{reward!r:.60} ({_kind(reward)})"
+        if not abs(value) <= LARGEST_REWARD:  # nan fails too
+            got = reward if isinstance(reward, float) else f"{reward!r:.60} ({_kind(reward)})"
             raise UserError(
-                f"{self._name} must give a finite number as reward, got {got} at step {self.elapsed} of an episode"
+                f"{self._name} must give a finite number as reward, got {got} at step {self.elapsed} of an episode; "
+                "float32 must hold it"
             )
         return value
 

@@ -190,6 +190,17 @@ BROKEN = [
     ({"reward": float("inf")}, "got inf"),
     ({"reward": None}, r"got None \(NoneType\)"),
     ({"reward": "many"}, r"got 'many' \(str\)"),
+    ({"reward": 10**400}, r"finite number as reward, got 10+ \(int\) at"),
+    ({"reward": 1e39}, r"finite number as reward, got 1e\+39 at.*float32 must hold it"),
+    ({"obs": FRAME.astype(np.uint16)}, "must show uint8 of shape .* got uint16"),
+    ({"obs": [[1, 2], [3]]}, "must show uint8 of shape .* got object"),
+    ({"terminated": np.zeros(2, bool)}, r"must return True or False as terminated, got array.*of shape \(2,\)"),
+    ({"terminated": np.zeros(0, bool)}, r"must return True or False as terminated, got array.*of shape \(0,\)"),
+    ({"terminated": "no"}, r"must return True or False as terminated, got 'no' \(str\) at step 1"),
+    ({"truncated": None}, "must return True or False as truncated, got None"),
+    ({"truncated": float("nan")}, "must return True or False as truncated, got nan"),
+    ({"info": {"lives": None}}, r'must give a whole number as info\["lives"\], got None'),
+    ({"info": {"lives": "three"}}, "got 'three' .*; leave it out where the game has no lives"),
     ({"reward": np.zeros(2)}, r"got array.*\(ndarray of shape \(2,\)\)"),
 ]
 
@@ -205,6 +216,15 @@ def test_a_game_that_breaks_its_word(changes: dict[str, Any], expected: str) -> 
     with pytest.raises(UserError, match=expected) as caught:
         reset_and_step(env)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("flag", [True, np.True_, 1, 1.0, np.array(True), np.array([1])])
+def test_an_end_of_any_type_that_means_one(flag: Any) -> None:
+    env, _ = made(1, {"terminated": flag, "truncated": np.array(0)})
+    env.reset()
+    step = env.step(np.array([0]))
+    assert step.terminated.tolist() == [True]
+    assert step.truncated.tolist() == [False]
 
 
 def test_an_error_of_the_games_own_passes_through() -> None:
