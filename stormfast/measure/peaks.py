@@ -13,6 +13,7 @@ from stormfast.measure.op_counts import OpCounts, OpWork
 SIZES = {"cpu": (2048, 2**28), "cuda": (8192, 2**30)}
 REPEATS = 10
 SECONDS = 0.4  # of repeats on a slow device; two are always made
+LONGEST = 2.0  # seconds of a product that is still timed at full size
 
 
 @dataclass(frozen=True)
@@ -43,23 +44,34 @@ def floor_seconds(counts: OpCounts, peaks: Peaks) -> float:
 
 
 def measure_peaks(device: torch.device) -> Peaks:
-    """Takes a second or two on a CPU, less on a GPU."""
+    """Takes some seconds on a CPU, less on a GPU."""
     rows, copied = SIZES[device.type]
-    rates = {}
-    for dtype in (torch.bfloat16, torch.float32):
-        a, b = (torch.randn(rows, rows, device=device).to(dtype) for _ in range(2))
-        out = torch.empty_like(a)
-        rates[dtype] = 2 * rows**3 / best_seconds(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), device)  # type: ignore[misc]
+    rates = {dtype: product_rate(rows, dtype, device) for dtype in (torch.bfloat16, torch.float32)}
     source = torch.zeros(copied, dtype=torch.uint8, device=device)
     target = torch.zeros_like(source)
     peaks = Peaks(
         rates[torch.bfloat16], rates[torch.float32], 2 * copied / best_seconds(lambda: target.copy_(source), device)
     )
     if device.type == "cuda":
-        del a, b, out, source, target
+        del source, target
         torch.cuda.empty_cache()  # so that a run that fits alone fits after this
         torch.cuda.reset_peak_memory_stats(device)
     return peaks
+
+
+def product_rate(rows: int, dtype: torch.dtype, device: torch.device) -> float:
+    """FLOPs a second of a product of square matrices.
+
+    Of smaller ones where `rows` would take long: a CPU without bfloat16 units computes 2048 x 2048 in a minute.
+    """
+    a, b = (torch.randn(rows, rows, device=device).to(dtype) for _ in range(2))
+    out = torch.empty_like(a)
+    small = rows // 8
+    part = [x[:small, :small].contiguous() for x in (a, b, out)]
+    seconds = best_seconds(lambda: torch.mm(part[0], part[1], out=part[2]), device)
+    if seconds * (rows / small) ** 3 > LONGEST:
+        return 2 * small**3 / seconds
+    return 2 * rows**3 / best_seconds(lambda: torch.mm(a, b, out=out), device)
 
 
 def best_seconds(function: Callable[[], object], device: torch.device) -> float:
