@@ -25,15 +25,12 @@ A fault is what must never be, whatever the compiler: spills, more shared memory
 where there should be some, tensor cores. bench/counts.py holds instructions, registers and memory exactly.
 """
 
-import argparse
 import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 
 from bench.kernel_cases import PRESETS, PresetCase, preset_cases
 from bench.record_tables import aligned
@@ -91,21 +88,30 @@ def survey(cases: Sequence[PresetCase], targets: Sequence[int]) -> list[Row]:
 
     Raises: UserError where kernels cannot be compiled or disassembled here.
     """
-    cuobjdump = find_cuobjdump()
-    check_cache()
+    if launch.IMPORT_TROUBLE is not None:
+        raise UserError(f"the report needs triton, but {launch.IMPORT_TROUBLE}; pip install triton==3.7.1")
+    if launch.INTERPRETED:
+        raise UserError("kernels must be compiled, got TRITON_INTERPRET for the interpreter; unset TRITON_INTERPRET")
     pairs = list(product(cases, targets))
     found: dict[str, Future[Resources]] = {}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for case, target in pairs:
-            if (key := specialisation(case, target)) not in found:
-                found[key] = pool.submit(measure, case.launch.compile_for(target), cuobjdump)
     try:
+        cuobjdump = find_cuobjdump()
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for case, target in pairs:
+                if (key := specialisation(case, target)) not in found:
+                    found[key] = pool.submit(measure, case.launch.compile_for(target), cuobjdump)
         return [Row(case, target, found[specialisation(case, target)].result()) for case, target in pairs]
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
-            f"the disassembler did not work: {reason}; unset TRITON_CUOBJDUMP_PATH, or set it to another"
+            f"kernels could not be compiled and disassembled: {reason}; "
+            "see TRITON_CACHE_DIR, which must be writable, and TRITON_CUOBJDUMP_PATH"
         ) from None
+
+
+def find_cuobjdump() -> str:
+    """Path of the disassembler that comes with triton."""
+    return launch.triton.knobs.nvidia.cuobjdump.path
 
 
 def specialisation(case: PresetCase, target: int) -> str:
@@ -113,58 +119,17 @@ def specialisation(case: PresetCase, target: int) -> str:
     return repr((case.kernel, case.launch.signature(), case.launch.num_warps, target))
 
 
-def find_cuobjdump() -> str:
-    """Path of the disassembler. Raises: UserError."""
-    if launch.IMPORT_TROUBLE is not None:
-        raise UserError(f"the report needs triton, but {launch.IMPORT_TROUBLE}; pip install triton==3.7.1")
-    if launch.INTERPRETED:
-        raise UserError("kernels must be compiled, got TRITON_INTERPRET for the interpreter; unset TRITON_INTERPRET")
-    try:
-        return launch.triton.knobs.nvidia.cuobjdump.path
-    except (RuntimeError, OSError, ValueError) as error:  # not found; not executable; not cuobjdump
-        raise UserError(
-            f"the report needs cuobjdump, which comes with triton, but {error}; set TRITON_CUOBJDUMP_PATH"
-        ) from None
-
-
-def check_cache() -> None:
-    """Raises UserError where Triton cannot keep what it compiles."""
-    folder = launch.triton.knobs.cache.dir
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder or "/missing"):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"triton needs a cache directory it can write, got '{folder}': {error.strerror}; set TRITON_CACHE_DIR"
-        ) from None
-
-
 # --- command line ------------------------------------------------------------------------------------------------
 
 
-def some_of(option: str, text: str, known: Sequence[object]) -> list[str]:
-    """The words of a comma-separated list. Raises: UserError."""
-    words = [word.strip() for word in text.split(",")]
-    if not set(words) <= set(map(str, known)):
-        raise UserError(f"{option} must be some of {','.join(map(str, known))}, got '{text}'")
-    return list(dict.fromkeys(words))
-
-
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(__doc__)
-    targets = ",".join(map(str, GPUS))
-    parser.add_argument("--presets", default="storm,fast", help=f"some of {','.join(PRESETS)}; default %(default)s")
-    parser.add_argument("--targets", default=targets, help=f"compute capabilities, some of {targets}; default all")
-    parser.add_argument("--check", action="store_true", help="exit 1 where a kernel has a fault, such as spills")
-    return parser.parse_args(arguments)
-
-
-def report(options: argparse.Namespace) -> int:
+def report(arguments: Sequence[str] | None) -> int:
     """Returns: exit code 0 or 1."""
-    presets = some_of("--presets", options.presets, PRESETS)
-    targets = [int(target) for target in some_of("--targets", options.targets, list(GPUS))]
-    rows = survey([case for preset in presets for case in preset_cases(preset)], targets)
+    parser = Parser(__doc__)
+    parser.add_argument("--presets", nargs="+", default=["storm", "fast"], choices=PRESETS, help="default storm fast")
+    parser.add_argument("--targets", nargs="+", default=list(GPUS), choices=list(GPUS), type=int, help="default all")
+    parser.add_argument("--check", action="store_true", help="exit 1 where a kernel has a fault, such as spills")
+    options = parser.parse_args(arguments)
+    rows = survey([case for preset in options.presets for case in preset_cases(preset)], options.targets)
     print(aligned(COLUMNS, [row.cells() for row in rows]))
     faults = [fault for row in rows for fault in row.faults()] if options.check else []
     for fault in faults:
@@ -173,7 +138,7 @@ def report(options: argparse.Namespace) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    return status_of("kernel_report", lambda: report(parse(arguments)))
+    return status_of("kernel_report", lambda: report(arguments))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """What holds memory at the peak: how much does each preset take, what takes it, and where is the peak of each phase?
 
     python -m profiling.memory                      # presets storm, fast and cpu; no GPU and no memory needed
-    python -m profiling.memory --preset storm --precision float32
+    python -m profiling.memory --preset storm --preset tiny
     python -m profiling.memory --picture FILE.png   # what is alive over the operators of each phase
-    python -m profiling.memory --measure --snapshot FOLDER      # on CUDA: what the allocator says, and its history
+    python -m profiling.memory --measure            # on CUDA: what the allocator says
 
 The count runs the real phases on meta tensors and follows every storage (stormfast/memory/estimate.py). It is exact
 for what tensors take. Not tensors, and so an allowance: blocks rounded up by the allocator, workspaces of cuBLAS and
@@ -11,21 +11,19 @@ cuDNN, the CUDA context. Storm and fast are counted as on CUDA in bfloat16 with 
 CPU in float32, for 18 actions.
 
 For each phase: the bytes alive at its peak, the operator and line that made the last of them, and the largest tensors
-it had made by then. A line in a backward pass names the autograd node. A snapshot is FOLDER/PRESET-PHASE.html, the
-allocator's history in torch's viewer, which loads its code from the network when it is opened.
+it had made by then. A line in a backward pass names the autograd node.
 """
 
-import argparse
-import contextlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from bench.record_tables import aligned
 from bench.script import Parser, check_writable, provenance, status_of, written
 from stormfast.learner import Learner
 from stormfast.measure.work import MOST_ACTIONS
@@ -42,16 +40,14 @@ TARGETS = {
     "tiny": ("cpu", "float32"),
 }
 PERSISTENT = ("replay", "weights", "copies", "gradients", "moments", "cache")
-MAX_EVENTS = 500_000  # of the allocator in a snapshot; older ones are forgotten
 
 
 # --- counting and measuring --------------------------------------------------------------------------------------
 
 
-def counted(preset: str, precision: str | None) -> tuple[dict[str, Any], dict[str, Peak]]:
+def counted(preset: str) -> tuple[dict[str, Any], dict[str, Peak]]:
     """The record of a preset, as JSON types, and the traced peak of each phase."""
-    device_type, native = TARGETS[preset]
-    dtype = precision or native
+    device_type, dtype = TARGETS[preset]
     config, captured = preset_config(preset, "standard"), device_type == "cuda"
     found, peaks = count(config, MOST_ACTIONS, getattr(torch, dtype), device_type, captured=captured, trace=True)
     record = {
@@ -72,10 +68,8 @@ def described(peak: Peak) -> dict[str, Any]:
     return {"bytes": peak.num_bytes, "op": peak.op.removeprefix("aten."), "line": peak.line, "largest": largest}
 
 
-def measured(
-    config: TrainConfig, precision: torch.dtype, device: torch.device, snapshots: Path | None
-) -> dict[str, Any]:
-    """Bytes that the allocator and the device report, with a replay full of zeros. snapshots: folder for them, or None.
+def measured(config: TrainConfig, precision: torch.dtype, device: torch.device) -> dict[str, Any]:
+    """Bytes that the allocator and the device report, with a replay full of zeros.
 
     Each phase runs three times: the first makes optimiser state and loads libraries, the last is measured.
     """
@@ -94,8 +88,7 @@ def measured(
     peaks: dict[str, int] = {}
     for name, phase in phases.items():
         torch.cuda.reset_peak_memory_stats(device)
-        with recorded(snapshots and snapshots / f"{config.preset}-{name}.html", device):
-            phase()
+        phase()
         peaks[name] = torch.cuda.max_memory_allocated(device) - before
     free, total = torch.cuda.mem_get_info(device)
     reserved = torch.cuda.memory_reserved(device)
@@ -109,34 +102,14 @@ def measured(
     }
 
 
-@contextlib.contextmanager
-def recorded(path: Path | None, device: torch.device) -> Iterator[None]:
-    """Writes the allocator's history inside to the page, if there is one. Raises: UserError."""
-    if path is None:
-        yield
-        return
-    from torch.cuda import _memory_viz
-
-    torch.cuda.memory._record_memory_history(max_entries=MAX_EVENTS, stacks="python", clear_history=True)
-    try:
-        yield
-        torch.cuda.synchronize(device)
-        page = _memory_viz.trace_plot(torch.cuda.memory._snapshot())
-    finally:
-        torch.cuda.memory._record_memory_history(enabled=None)
-    written(path, page.encode())
-
-
 # --- printing ----------------------------------------------------------------------------------------------------
 
 
 def table(records: Sequence[dict[str, Any]]) -> str:
     """A column for each preset, a line for each part, in GB."""
-    lines = [["GB", *(f"{r['preset']}, {r['device_type']} {r['precision']}" for r in records)]]
+    header = ["GB", *(f"{r['preset']}, {r['device_type']} {r['precision']}" for r in records)]
     parts = {**LABELS, "tensors": "tensors at the peak", "total": "total"}
-    lines += [[label, *(gb(r["bytes"][name]) for r in records)] for name, label in parts.items()]
-    first, *widths = (max(map(len, column)) for column in zip(*lines, strict=True))
-    return "\n".join("  ".join([line[0].ljust(first), *map(str.rjust, line[1:], widths)]) for line in lines)
+    return aligned(header, [[label, *(gb(r["bytes"][name]) for r in records)] for name, label in parts.items()])
 
 
 def gb(num_bytes: int) -> str:
@@ -164,38 +137,23 @@ def peak_lines(record: dict[str, Any]) -> str:
 # --- command line ------------------------------------------------------------------------------------------------
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def report(arguments: Sequence[str] | None) -> int:
+    """Prints and writes what the arguments ask for. Returns the exit status. Raises: UserError."""
     parser = Parser(__doc__)
     parser.add_argument(
         "--preset", action="append", choices=list(TARGETS), help="repeatable; default storm, fast and cpu"
-    )
-    parser.add_argument(
-        "--precision", choices=["float32", "bfloat16"], help="default bfloat16 for storm and fast, else float32"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     parser.add_argument(
         "--picture", type=Path, metavar="FILE.png", help="draw what is alive over the operators of each phase"
     )
     parser.add_argument("--measure", action="store_true", help="also run the phases on the CUDA device")
-    parser.add_argument(
-        "--snapshot", type=Path, metavar="FOLDER", help="with --measure: the allocator's history of each phase"
-    )
     options = parser.parse_args(arguments)
-    if options.snapshot and not options.measure:
-        parser.error("--snapshot is of measured phases; add --measure")
     if options.measure and not torch.cuda.is_available():
         parser.error("--measure needs a CUDA device, and torch finds none; leave it out to count")
-    return options
-
-
-def report(arguments: Sequence[str] | None) -> int:
-    """Prints and writes what the arguments ask for. Returns the exit status. Raises: UserError."""
-    options = parse(arguments)
     if options.picture:
         check_writable("--picture", options.picture, ".png")
-    if options.snapshot:
-        check_writable("--snapshot", options.snapshot / "storm.html", make=True)
-    rows = [counted(preset, options.precision) for preset in options.preset or ["storm", "fast", "cpu"]]
+    rows = [counted(preset) for preset in options.preset or ["storm", "fast", "cpu"]]
     records = [record for record, _ in rows]
     if options.picture:
         from profiling.memory_picture import picture  # matplotlib takes a second to load
@@ -203,7 +161,7 @@ def report(arguments: Sequence[str] | None) -> int:
         written(options.picture, picture(rows))
     for record in records if options.measure else ():
         device, precision = torch.device("cuda", torch.cuda.current_device()), getattr(torch, record["precision"])
-        record["measured"] = measured(preset_config(record["preset"], "standard"), precision, device, options.snapshot)
+        record["measured"] = measured(preset_config(record["preset"], "standard"), precision, device)
     if options.json:
         print(json.dumps({**provenance("python -m profiling.memory", arguments), "presets": records}))
     else:

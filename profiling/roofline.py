@@ -3,8 +3,8 @@
     python -m profiling.roofline                                     # storm on an H200, an RTX 4090 and an RTX 3090
     python -m profiling.roofline --preset fast --device rtx5090 --set world_model.width=512
     python -m profiling.roofline --preset cpu --precision float32 --device measured     # this machine, measured first
-    python -m profiling.roofline --peaks 209.5,1792 --json FILE      # any device, by TFLOP/s and GB/s
-    python -m profiling.roofline --picture FILE.png                  # roofs, and the floor of each kind of operator
+    python -m profiling.roofline --peaks 209.5,1792                  # any device, by TFLOP/s and GB/s
+    python -m profiling.roofline --picture FILE.png                  # roofs, with the phases on them
 
 No step is run. FLOPs and bytes are counted on meta tensors at the sizes given (stormfast/measure/work.py), and the
 floor is the one of `stormfast profile`: each matrix product, convolution and attention takes as long as its
@@ -25,7 +25,8 @@ from typing import Any
 
 import torch
 
-from bench.script import Parser, check_writable, provenance, status_of, written
+from bench.record_tables import aligned
+from bench.script import Parser, check_writable, status_of, written
 from profiling.gpus import DEVICES, Device, find, given
 from stormfast.errors import UserError
 from stormfast.measure.op_counts import OpWork
@@ -33,7 +34,7 @@ from stormfast.measure.phases import phase_rates
 from stormfast.measure.profile_report import number
 from stormfast.measure.work import MOST_ACTIONS, phase_work
 from stormfast.schema import override
-from stormfast.settings import PRESETS, PROTOCOLS, TrainConfig, preset_config, validate
+from stormfast.settings import PRESETS, TrainConfig, preset_config, validate
 
 STEPS = 100_000  # of a whole training
 
@@ -64,10 +65,10 @@ def row(name: str, work: Sequence[OpWork], devices: dict[str, Device]) -> dict[s
     }
 
 
-def survey(config: TrainConfig, num_actions: int, precision: str, devices: dict[str, Device]) -> dict[str, Any]:
-    """Rows, as JSON types: of one call of each phase, by kind of operator too, and of a whole step."""
+def survey(config: TrainConfig, precision: str, devices: dict[str, Device]) -> dict[str, Any]:
+    """Rows of one call of each phase, by kind of operator too, and of a whole step, with MOST_ACTIONS actions."""
     phases, rates = [], phase_rates(config)
-    for name, counts in phase_work(config, num_actions, getattr(torch, precision)).items():
+    for name, counts in phase_work(config, MOST_ACTIONS, getattr(torch, precision)).items():
         kinds: dict[str, list[OpWork]] = {}
         for operator in counts.work:
             kinds.setdefault(kind(operator), []).append(operator)
@@ -101,7 +102,8 @@ def step_row(phases: Sequence[dict[str, Any]], keys: Sequence[str]) -> dict[str,
 
 def text(result: dict[str, Any]) -> str:
     keys = list(result["devices"])
-    lines = [["one call", "GFLOP", "MB", "FLOP/B", *(column for key in keys for column in (f"{key} ms", "binds"))]]
+    header = ["one call", "GFLOP", "MB", "FLOP/B", *(column for key in keys for column in (f"{key} ms", "binds"))]
+    lines = []
     for phase in result["phases"]:
         rate = "" if phase["calls_per_step"] == 1 else f" x {phase['calls_per_step']:g} a step"
         lines.append(cells(phase["name"] + rate, phase, keys))
@@ -109,12 +111,10 @@ def text(result: dict[str, Any]) -> str:
     lines.append(cells("step", result["step"], keys))
     minutes = [cell for key in keys for cell in (number(result["step"]["floor"][key]["minutes"]), "min")]
     lines.append([f"{STEPS:,} steps", "", "", "", *minutes])
-    first, *widths = (max(map(len, column)) for column in zip(*lines, strict=True))
-    table = ["  ".join([line[0].ljust(first), *map(str.rjust, line[1:], widths)]).rstrip() for line in lines]
     changed = "".join(f", {name} {value}" for name, value in result["set"].items())
-    head = f"preset {result['preset']}, protocol {result['protocol']}{changed}, {result['actions']} actions, "
-    head += result["precision"]
-    return "\n".join([head, *(f"{key}: {described(result, key)}" for key in keys), "", *table])
+    head = f"preset {result['preset']}{changed}, {result['precision']}"
+    devices = [f"{key}: {described(result, key)}" for key in keys]
+    return "\n".join([head, *devices, "", aligned(header, lines)])
 
 
 def cells(name: str, row: dict[str, Any], keys: Sequence[str]) -> list[str]:
@@ -137,24 +137,12 @@ def described(result: dict[str, Any], key: str) -> str:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__)
     parser.add_argument("--preset", choices=list(PRESETS), default="storm", help="default storm")
-    parser.add_argument("--protocol", choices=list(PROTOCOLS), default="standard", help="default standard")
     parser.add_argument("--precision", choices=["bfloat16", "float32"], default="bfloat16", help="default bfloat16")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="as world_model.width=256")
-    parser.add_argument("--actions", type=int, default=MOST_ACTIONS, help=f"of the game; default {MOST_ACTIONS}")
     parser.add_argument("--device", help=f"some of {','.join(DEVICES)},measured; default h200,rtx4090,rtx3090")
     parser.add_argument("--peaks", metavar="TFLOPs,GB/s", help="a device by its rates, the first at the precision")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every number")
-    parser.add_argument("--picture", type=Path, metavar="FILE.png", help="draw the roofs and the floors")
+    parser.add_argument("--picture", type=Path, metavar="FILE.png", help="draw the roofs")
     return parser.parse_args(arguments)
-
-
-def configuration(options: argparse.Namespace) -> TrainConfig:
-    """Raises: UserError."""
-    config = override(preset_config(options.preset, options.protocol), dict(map(read_setting, options.set)))
-    validate(config)
-    if not 1 <= options.actions <= 256:
-        raise UserError(f"--actions must be 1 to 256, got {options.actions}")
-    return config
 
 
 def read_setting(text: str) -> tuple[str, Any]:
@@ -169,30 +157,31 @@ def read_setting(text: str) -> tuple[str, Any]:
     return name, tuple(read) if isinstance(read, list) else read
 
 
-def report(arguments: Sequence[str] | None) -> int:
-    """Prints and writes what the arguments ask for. Returns the exit status. Raises: UserError."""
-    options = parse(arguments)
-    for option, path, *endings in (("--json", options.json), ("--picture", options.picture, ".png")):
-        if path:
-            check_writable(option, path, *endings)
-    config = configuration(options)
+def result_of(options: argparse.Namespace) -> dict[str, Any]:
+    """What the options ask for: the setting, the devices and the rows of survey. Raises: UserError."""
+    changed = dict(map(read_setting, options.set))
+    config = override(preset_config(options.preset, "standard"), changed)
+    validate(config)
     names = options.device or ("" if options.peaks else "h200,rtx4090,rtx3090")
     devices = {name: find(name) for name in filter(None, names.split(","))}
     if options.peaks:
         devices["given"] = given(options.peaks)
-    result: dict[str, Any] = {
+    return {
         "preset": options.preset,
-        "protocol": options.protocol,
-        "set": dict(map(read_setting, options.set)),
-        "actions": options.actions,
+        "set": changed,
         "precision": options.precision,
         "devices": {key: asdict(device) for key, device in devices.items()},
-        **survey(config, options.actions, options.precision, devices),
+        **survey(config, options.precision, devices),
     }
+
+
+def report(arguments: Sequence[str] | None) -> int:
+    """Prints and writes what the arguments ask for. Returns the exit status. Raises: UserError."""
+    options = parse(arguments)
+    if options.picture:
+        check_writable("--picture", options.picture, ".png")
+    result = result_of(options)
     print(text(result))
-    if options.json:
-        content = {**provenance("python -m profiling.roofline", arguments), **result}
-        written(options.json, json.dumps(content, indent=1).encode() + b"\n")
     if options.picture:
         from profiling.roofline_picture import picture  # matplotlib takes a second to load
 

@@ -1,8 +1,7 @@
 """Where does the time of a step go: which phase, which operator, which kernel, and how long does the GPU wait?
 
     python -m profiling.trace --preset storm                    # 3 warm steps: a table, and a trace in profiling/out/
-    python -m profiling.trace --preset cpu --device cpu --steps 12 --out step.json
-    python -m profiling.trace --preset fast --compile off --stacks    # with the Python lines of each operator: large
+    python -m profiling.trace --preset cpu --device cpu --steps 12 --out step.json.gz
 
 torch.profiler watches the steps, on a CPU too. The trace opens in Perfetto (ui.perfetto.dev) or chrome://tracing: one
 range for each phase and step on the host's row, named stormfast:PHASE, and on CUDA the kernels below, also those of a
@@ -20,13 +19,10 @@ How to read the table; everything is for one environment step:
 The profiler takes time itself, some microseconds for each operator: for speed, believe warm_steps.py.
 """
 
-import argparse
 import gzip
 import json
-import shlex
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,7 +30,7 @@ from typing import Any
 import torch
 
 from bench.devices import describe
-from bench.script import check_writable, written
+from bench.script import check_writable, provenance, written
 from profiling.trace_summary import PREFIX, summarise
 from profiling.warm_steps import Parser, about, exit_status, label, settings
 from stormfast import annotate
@@ -45,14 +41,13 @@ from stormfast.measure.phases import take_steps, training_config, warm_run, whol
 from stormfast.runs.run import Run
 
 OUT = Path(__file__).with_name("out")
-SUFFIXES = (".json", ".json.gz")
 TOP = 12  # operators and kernels shown
 
 
 # --- tracing -----------------------------------------------------------------------------------------------------
 
 
-def traced(run: Run, steps: int, stacks: bool) -> tuple[dict[str, Any], int]:
+def traced(run: Run, steps: int) -> tuple[dict[str, Any], int]:
     """The trace of `steps` steps, as torch.profiler exports it, and how many they were."""
     device = run.learner.device
     activities = [torch.profiler.ProfilerActivity.CPU]
@@ -60,7 +55,7 @@ def traced(run: Run, steps: int, stacks: bool) -> tuple[dict[str, Any], int]:
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     once = torch.profiler.schedule(wait=0, warmup=1, active=1)  # the profiler's first calls are slow: not recorded
     with (
-        torch.profiler.profile(activities=activities, schedule=once, with_stack=stacks) as profiler,
+        torch.profiler.profile(activities=activities, schedule=once) as profiler,
         annotate.recorded_by(record),
     ):
         take_steps(run, 1)
@@ -86,12 +81,6 @@ def watch_graphs(device: torch.device) -> None:
 
 
 # --- printing ----------------------------------------------------------------------------------------------------
-
-
-def packed(path: Path, value: dict[str, Any]) -> bytes:
-    """JSON, compressed where the name says so."""
-    data = json.dumps(value).encode()
-    return gzip.compress(data) if path.name.endswith(".gz") else data
 
 
 def report(found: dict[str, Any]) -> str:
@@ -122,39 +111,29 @@ def top(title: str, rows: Sequence[dict[str, Any]]) -> list[str]:
 # --- command line ------------------------------------------------------------------------------------------------
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def work(arguments: Sequence[str] | None) -> int:
     parser = Parser(__doc__)
     parser.add_argument(
-        "--out", type=Path, help="the trace, .json or .json.gz; default profiling/out/trace-PRESET-DATE-COMMIT.json.gz"
+        "--out", type=Path, help="the trace, .json.gz; default profiling/out/trace-PRESET-DATE-COMMIT.json.gz"
     )
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the table's numbers, with all operators and kernels"
-    )
-    parser.add_argument("--stacks", action="store_true", help="record the Python lines of each operator")
-    return parser.parse_args(arguments)
-
-
-def work(arguments: Sequence[str] | None) -> int:
-    options = parse(arguments)
+    options = parser.parse_args(arguments)
     config = settings(options)
     path = options.out or OUT / f"trace-{label(config.preset)}.json.gz"
-    check_writable("--out", path, *SUFFIXES, make=True)
-    if options.json:
-        check_writable("--json", options.json, *SUFFIXES, make=True)
+    check_writable("--out", path, ".json.gz", make=True)
     watch_graphs(resolve_device(config.device))
     with warm_run(training_config(config), config.warmup) as run:
-        trace, steps = traced(run, options.steps, options.stacks)
-        command = shlex.join(["python", "-m", "profiling.trace", *(sys.argv[1:] if arguments is None else arguments)])
-        date = time.strftime("%Y-%m-%d %H:%M:%S")
-        origin = {"run": about(run), **describe(run.learner.device), "date": date, "command": command}
+        trace, steps = traced(run, options.steps)
+        origin = {
+            "run": about(run),
+            **describe(run.learner.device),
+            **provenance("python -m profiling.trace", arguments),
+        }
     found = summarise(trace, steps)
     if origin["device_type"] == "cuda" and found["gpu"] is None:
         raise UserError(
             "torch.profiler saw nothing on the GPU: CUPTI may not watch; run as root, or trace --device cpu"
         )
-    written(path, packed(path, trace | {"stormfast": origin}))
-    if options.json:
-        written(options.json, packed(options.json, origin | found))
+    written(path, gzip.compress(json.dumps(trace | {"stormfast": origin}).encode()))
     print(f"{origin['run']}: {steps} steps under the profiler\n")
     print(f"{report(found)}\n\n{path} opens in ui.perfetto.dev", flush=True)
     return 0

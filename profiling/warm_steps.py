@@ -115,32 +115,18 @@ def exit_status(program: str, work: Callable[[], int]) -> int:
 # --- this script -------------------------------------------------------------------------------------------------
 
 
-def check_cuda(tool: str, device: str) -> None:
-    """Raises UserError where a CUDA profiler would have nothing to look at."""
-    if device == "cpu":
-        reason = "got --device cpu"
-    elif torch.version.cuda is None:
-        reason = f"torch {torch.__version__} is built without CUDA; `pip install torch` brings it on Linux"
-    elif not torch.cuda.is_available():
-        reason = f"torch {torch.__version__} finds none; `nvidia-smi` says what the driver sees"
-    else:
-        return
-    raise UserError(
-        f"{tool} needs a CUDA GPU, but {reason}. `python -m profiling.trace` takes a CPU and needs no {tool}"
-    )
-
-
 def work(arguments: Sequence[str] | None) -> int:
     parser = Parser(__doc__)
     parser.add_argument(
         "--name-for", metavar="TOOL", help="only print PRESET-DATE-COMMIT, if a CUDA profiler can run here"
     )
     options = parser.parse_args(arguments)
-    if options.name_for:
-        check_cuda(options.name_for, options.device)
-        print(label(settings(options).preset))
-        return 0
     config = settings(options)
+    if tool := options.name_for:
+        if resolve_device(config.device).type != "cuda":
+            raise UserError(f"{tool} needs a CUDA GPU, but got --device {config.device}; profiling.trace takes a CPU")
+        print(label(config.preset))
+        return 0
     with (
         warm_run(training_config(config), config.warmup) as run,
         annotate.recorded_by(annotate.nvtx_ranges()),

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from profiling import kernel_resources as resources
-from profiling.kernel_resources import GPUS, Resources, measure, resident_warps, width
+from profiling.kernel_resources import GPUS, Resources, measure, resident_warps
 
 SASS = """
  Function kernel:
@@ -41,26 +41,12 @@ def test_an_output_without_a_kernel_is_refused(monkeypatch):
         measured(monkeypatch, stdout="", stderr="cuobjdump fatal", returncode=255)
 
 
-def test_width():
-    names = {
-        "LDG.E": 4,
-        "LDG.E.U8": 1,
-        "STG.E.U16": 2,
-        "LDG.E.64.CONSTANT": 8,
-        "LDG.E.EF.128": 16,
-        "LDG.E.ENL2.256": 32,
-    }
-    assert {name: width(name) for name in names} == names
-
-
 @pytest.mark.parametrize(
     ("registers", "shared", "num_warps", "target", "warps"),
     [
         (32, 0, 4, 80, 64),  # nothing limits
         (33, 0, 4, 80, 48),  # registers: 40 a thread
-        (255, 0, 4, 90, 8),
         (32, 0, 1, 86, 16),  # programs: 16 an SM
-        (32, 0, 4, 120, 48),  # warps: 48 an SM
         (32, 48 * 1024, 4, 86, 8),  # shared memory: 49 KiB of 100 each
         (168, 0, 8, 80, 8),  # 12 warps fit, and a program has 8
     ],

@@ -55,10 +55,8 @@ def test_the_table_has_every_part_and_phase(capsys):
     ("arguments", "message"),
     [
         (["--measure"], "--measure needs a CUDA device"),
-        (["--snapshot", "folder"], "add --measure"),
         (["--preset", "huge"], "invalid choice: 'huge'"),
         (["--preset", "tiny", "--picture", "nowhere/f.png"], "--picture must lie in a directory that can be written"),
-        (["--preset", "tiny", "--picture", "f.gif"], "--picture must end in .png, got f.gif"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(capsys, monkeypatch, arguments, message):
@@ -70,9 +68,8 @@ def test_bad_input_is_one_line_and_status_2(capsys, monkeypatch, arguments, mess
 
 
 @pytest.mark.gpu
-def test_the_count_is_what_the_allocator_says(capsys, tmp_path):
-    assert report.main(["--preset", "fast", "--measure", "--json", "--snapshot", str(tmp_path)]) == 0
+def test_the_count_is_what_the_allocator_says(capsys):
+    assert report.main(["--preset", "fast", "--measure", "--json"]) == 0
     (record,) = json.loads(capsys.readouterr().out)["presets"]
     most = max(record["measured"]["peaks"].values())
     assert 0.8 * record["bytes"]["tensors"] <= most <= record["bytes"]["tensors"] + record["bytes"]["allowance"]
-    assert {path.name for path in tmp_path.iterdir()} == {f"fast-{name}.html" for name in PHASES}

@@ -44,11 +44,6 @@ def test_a_warm_run_takes_steps_with_each_phase_in_its_range() -> None:
         whole, reset = (tuple("  " + phase for phase in phases) for phases in (PHASES, ("act", "env", "append")))
         assert Counter(map(tuple, iterations)) == {whole: 20, reset: len(iterations) - 20}
         assert len(iterations) > 20  # Catch ends within 20 steps
-        for every, save_every, expected in ((1, 10**9, "  log"), (1, 1, "  save")):
-            run.config = override(config, {"logging.every": every, "logging.save_every": save_every})
-            with annotate.recorded_by(names):
-                take_steps(run, 1)
-            assert names.seen[-1] == expected
 
 
 def test_steps_come_in_whole_cycles_after_the_captures(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,13 +84,11 @@ def test_the_profiler_starts_and_stops_between_idle_devices(monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--preset tin", "invalid choice: 'tin'"),
         ("--steps 0", "steps must be >= 1"),
         ("--game Pongg", "Did you mean 'Pong'"),
         ("--device tpu", "device must be auto, cpu, cuda or cuda:N, got 'tpu'"),
-        ("stray", "unrecognized arguments: stray"),
         ("--device cpu --name-for nsys", "nsys needs a CUDA GPU, but got --device cpu"),
-        ("--name-for nsys", "nsys needs a CUDA GPU, but torch"),
+        ("--device cuda --name-for nsys", "device cuda"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(arguments: str, message: str, capsys, monkeypatch) -> None:
@@ -114,9 +107,7 @@ def test_what_does_not_fit_is_one_line(capsys) -> None:
     assert err.count("\n") == 1 and "take a smaller --preset or another --device" in err
 
 
-def test_a_report_is_named_by_preset_date_and_commit(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(warm_steps, "check_cuda", lambda tool, device: None)
+def test_a_report_is_named_by_preset_date_and_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     for dirty, end in ((False, ""), (True, "-dirty")):
         monkeypatch.setattr(warm_steps, "commit", lambda dirty=dirty: ("abc123", dirty))
-        assert warm_steps.main(["--preset", "fast", "--device", "cpu", "--name-for", "nsys"]) == 0
-        assert re.fullmatch(rf"fast-\d{{4}}-\d\d-\d\d-\d{{6}}-abc123{end}\n", capsys.readouterr().out)
+        assert re.fullmatch(rf"fast-\d{{4}}-\d\d-\d\d-\d{{6}}-abc123{end}", warm_steps.label("fast"))
