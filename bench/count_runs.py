@@ -24,7 +24,7 @@ from stormfast.measure.phases import count_phases, cycle_steps, take_steps, trai
 from stormfast.measure.work import MOST_ACTIONS, operators_as_on_a_gpu, phase_work
 from stormfast.runs.run import Run
 from stormfast.schema import override
-from stormfast.settings import PRESETS, ProfileConfig, TrainConfig
+from stormfast.settings import ProfileConfig, TrainConfig
 
 HOST_PHASES = {"env"}  # not of the device: what it counts on a CPU is the host's work
 ON_GPU = {"storm", "fast"}  # presets counted as a GPU runs them
@@ -63,15 +63,11 @@ def operators_of(preset: str) -> AbstractContextManager[None]:
 # --- phases ------------------------------------------------------------------------------------------------------
 
 
-def phases() -> dict[str, int]:
-    """Of all presets."""
-    return {name: value for preset in PRESETS for name, value in phases_of(preset).items()}
-
-
 def phases_of(preset: str) -> dict[str, int]:
     """PRESET.PHASE.launches, .host_reads, .flops and .bytes; of `append` and `loop` launches and host reads alone."""
     counts: dict[str, int] = {}
-    work = work_of(preset)
+    config, device_type = full_config(preset), "cuda" if preset in ON_GPU else "cpu"
+    work = phase_work(config, MOST_ACTIONS, getattr(torch, config.precision), device_type)
     with operators_of(preset), warm_run(small_config(preset), WARMUP) as run:
         found = device_phases(run)
     with operators_of(preset), warm_run(small_config(preset), WARMUP) as run:
@@ -84,11 +80,6 @@ def phases_of(preset: str) -> dict[str, int]:
         if name in work:
             counts |= {f"{preset}.{name}.flops": work[name].flops, f"{preset}.{name}.bytes": work[name].bytes}
     return counts
-
-
-def work_of(preset: str) -> dict[str, OpCounts]:
-    config = full_config(preset)
-    return phase_work(config, MOST_ACTIONS, getattr(torch, config.precision), "cuda" if preset in ON_GPU else "cpu")
 
 
 def device_phases(run: Run) -> dict[str, OpCounts]:
@@ -109,22 +100,13 @@ def around(run: Run) -> dict[str, OpCounts]:
 # --- compilations ------------------------------------------------------------------------------------------------
 
 
-def compiled() -> dict[str, int]:
-    """Of all presets."""
-    return {name: value for preset in PRESETS for name, value in compiled_of(preset).items()}
-
-
 def compiled_of(preset: str) -> dict[str, int]:
     """compiled.PRESET.PART.graphs, .graph_breaks and .recompilations."""
     counts: dict[str, int] = {}
     with warm_run(small_config(preset), WARMUP) as run:
         for part in traced(run):
-            quantities = {
-                "graphs": part.graphs,
-                "graph_breaks": part.graph_breaks,
-                "recompilations": part.recompilations,
-            }
-            counts |= {f"compiled.{preset}.{part.name}.{quantity}": value for quantity, value in quantities.items()}
+            for quantity in ("graphs", "graph_breaks", "recompilations"):
+                counts[f"compiled.{preset}.{part.name}.{quantity}"] = getattr(part, quantity)
     return counts
 
 

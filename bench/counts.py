@@ -4,7 +4,6 @@
     python -m bench.counts --groups phases,compiled     # without the kernels, whose disassembly takes a minute
     python -m bench.counts --check                      # exit 1 where a count differs from bench/counts.json
     python -m bench.counts --write                      # make counts: after a change that is meant
-    python -m bench.counts --json FILE                  # what was counted, to compare two commits
 
 What is counted, in three groups:
     phases      launches, host reads, FLOPs and bytes of large operators of each phase of a step, for each preset
@@ -15,18 +14,16 @@ What is counted, in three groups:
 
 bench/counts.json must equal what is counted: a rise is a regression, and a fall that is not written down could be lost
 again unseen. Counts of phases and graphs hold for the version of torch that the file names, those of kernels for its
-version of triton; with another version they are not compared, and --check fails: choose the --groups that can be. Exit
-status: 0 done, 1 a count differs or could not be checked (--check), 2 bad input.
+version of triton; with another version they cannot be compared: choose the --groups that can be. Exit status: 0 done,
+1 a count differs (--check), 2 bad input, or counts that cannot be had or compared here.
 """
 
 import argparse
 import json
 import os
-import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +33,10 @@ if __name__ == "__main__":
 import torch
 
 from bench.devices import describe
-from bench.script import Parser, check_writable, status_of, written
+from bench.record_tables import aligned
+from bench.script import Parser, provenance, status_of, written
 from stormfast.errors import UserError
+from stormfast.settings import PRESETS
 
 SAVED = Path(__file__).with_name("counts.json")
 GROUPS = {"phases": "torch", "compiled": "torch", "kernels": "triton"}  # group -> library whose version its counts need
@@ -52,20 +51,13 @@ def count_group(group: str) -> dict[str, int]:
         return count_kernels.collect()
     from bench import count_runs
 
-    return count_runs.phases() if group == "phases" else count_runs.compiled()
+    count = count_runs.phases_of if group == "phases" else count_runs.compiled_of
+    return {name: value for preset in PRESETS for name, value in count(preset).items()}
 
 
-def collect(groups: Iterable[str] = tuple(GROUPS), *, strict: bool = False) -> dict[str, int]:
-    """Counts of the groups. One that cannot be had here is a line on stderr, or with strict a UserError."""
-    counts: dict[str, int] = {}
-    for group in groups:
-        try:
-            counts |= count_group(group)
-        except UserError as error:
-            if strict:
-                raise
-            warn(f"{group} are left out: {error}")
-    return counts
+def collect(groups: Iterable[str]) -> dict[str, int]:
+    """Counts of the groups. Raises: UserError where one cannot be had here."""
+    return {name: value for group in groups for name, value in count_group(group).items()}
 
 
 def group_of(name: str) -> str:
@@ -108,27 +100,27 @@ def version(text: str | None) -> str:
     return "none" if text is None else text.partition("+")[0]
 
 
-def check(path: Path, groups: Sequence[str]) -> int:
+def check(groups: Sequence[str]) -> int:
     """Compares with the file and prints what differs. Returns: exit status 0 or 1. Raises: UserError."""
-    about, saved = read(path)
+    about, saved = read(SAVED)
     here = describe(torch.device("cpu"))
-    versions = {library: (version(about.get(library)), version(here.get(library))) for library in GROUPS.values()}
-    checked = [group for group in groups if len(set(versions[GROUPS[group]])) == 1]
-    counted = collect(checked, strict=True)
-    found = differences({name: value for name, value in saved.items() if group_of(name) in checked}, counted)
+    for group in groups:
+        library = GROUPS[group]
+        was, is_now = version(about.get(library)), version(here.get(library))
+        if was != is_now:
+            raise UserError(
+                f"{group} cannot be compared: {SAVED.name} is of {library} {was}, here is {is_now}; install that "
+                f"version, check other --groups, or run `{UPDATE}`"
+            )
+    counted = collect(groups)
+    found = differences({name: value for name, value in saved.items() if group_of(name) in groups}, counted)
     for difference in found:
-        warn(str(difference))
+        print(difference, file=sys.stderr)
     if found:
-        warn(f"{len(found)} counts differ from {path.name}; if all changes are meant, run `{UPDATE}`")
-    elif checked:
-        print(f"{len(counted)} counts equal those of {path.name}")
-    for group in [group for group in groups if group not in checked]:
-        was, is_now = versions[GROUPS[group]]
-        warn(
-            f"{group} not checked: {path.name} is of {GROUPS[group]} {was}, here is {is_now}; "
-            f"install that version, or run `{UPDATE}`"
-        )
-    return 1 if found or len(checked) < len(groups) else 0
+        print(f"{len(found)} counts differ; if all changes are meant, run `{UPDATE}`", file=sys.stderr)
+    else:
+        print(f"{len(counted)} counts equal those of {SAVED.name}")
+    return 1 if found else 0
 
 
 # --- the file ----------------------------------------------------------------------------------------------------
@@ -152,8 +144,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
 
 def save(path: Path, counts: dict[str, int]) -> None:
     """Writes the file whole, with the machine, versions, commit and command. Raises: UserError."""
-    command = shlex.join(["python", "-m", "bench.counts", *sys.argv[1:]])
-    about = describe(torch.device("cpu")) | {"date": date.today().isoformat(), "command": command}
+    about = describe(torch.device("cpu")) | provenance("python -m bench.counts", None)
     text = f'{{\n  "about": {json.dumps(about)},\n  "counts": {lines(nest(counts), "  ")}\n}}\n'
     written(path, text.encode())
 
@@ -186,28 +177,16 @@ def lines(tree: dict[str, Any], indent: str) -> str:
     return f"{{\n{inner}\n{indent}}}"
 
 
-# --- printing ----------------------------------------------------------------------------------------------------
-
-
 def table(counts: dict[str, int], group: str) -> str:
-    """A row for each thing counted, a column for each quantity; empty where nothing is of the group."""
+    """A row for each thing counted, a column for each quantity."""
     rows: dict[str, dict[str, int]] = {}
     for name, value in counts.items():
         if group_of(name) == group:
             thing, _, quantity = name.removeprefix(f"{group}.").rpartition(".")
             rows.setdefault(thing.replace(".", " "), {})[quantity] = value
     quantities = list(dict.fromkeys(quantity for row in rows.values() for quantity in row))
-    cells = [
-        [group, *quantities],
-        *([thing, *(f"{row[q]:,}" if q in row else "-" for q in quantities)] for thing, row in rows.items()),
-    ]
-    first, *widths = (max(map(len, column)) for column in zip(*cells, strict=True))
-    justified = ([name.ljust(first), *map(str.rjust, numbers, widths)] for name, *numbers in cells)
-    return "\n".join(map("  ".join, justified)) if rows else ""
-
-
-def warn(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    cells = ([thing, *(f"{row[q]:,}" if q in row else "-" for q in quantities)] for thing, row in rows.items())
+    return aligned([group, *quantities], cells)
 
 
 # --- command line ------------------------------------------------------------------------------------------------
@@ -220,38 +199,27 @@ def some_groups(text: str) -> list[str]:
     return chosen
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def run(arguments: Sequence[str] | None) -> int:
     parser = Parser(__doc__)
     parser.add_argument("--groups", type=some_groups, help=f"some of {','.join(GROUPS)}; default all")
-    parser.add_argument(
-        "--file", type=Path, default=SAVED, help="what --check reads and --write writes; default bench/counts.json"
-    )
     mode = parser.add_mutually_exclusive_group()
-    mode.add_argument("--json", type=Path, metavar="FILE", help="write what was counted to a file as well")
-    mode.add_argument("--check", action="store_true", help="exit 1 where a count differs from the file")
-    mode.add_argument("--write", action="store_true", help="write all that was counted to the file")
+    mode.add_argument("--check", action="store_true", help=f"exit 1 where a count differs from bench/{SAVED.name}")
+    mode.add_argument("--write", action="store_true", help=f"write all that was counted to bench/{SAVED.name}")
     options = parser.parse_args(arguments)
     if options.write and options.groups:
         parser.error("--write counts all groups: leave out --groups")
-    return options
-
-
-def run(options: argparse.Namespace) -> int:
     groups = options.groups or list(GROUPS)
     if options.check:
-        return check(options.file, groups)
-    target = options.file if options.write else options.json
-    if target:
-        check_writable("--file" if options.write else "--json", target)
-    counts = collect(groups, strict=options.write)
-    if target:
-        save(target, counts)
-    print("\n\n".join(filter(None, (table(counts, group) for group in groups))))
+        return check(groups)
+    counts = collect(groups)
+    if options.write:
+        save(SAVED, counts)
+    print("\n\n".join(table(counts, group) for group in groups))
     return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    return status_of("counts", lambda: run(parse(arguments)))
+    return status_of("counts", lambda: run(arguments))
 
 
 if __name__ == "__main__":

@@ -64,9 +64,6 @@ class WarmStep:
             "floor_seconds": floor,
             "fraction_of_floor": floor / seconds,
             "fraction_of_peak_flops": flops / seconds / peak_flops,
-            "fraction_of_copy_bandwidth": moved / seconds / peaks.copy_bytes,
-            "peak_flops_per_second": peak_flops,
-            "copy_bytes_per_second": peaks.copy_bytes,
         }
 
 
