@@ -13,8 +13,7 @@ is in the ratio.
 `ratio` is new over old, above 1 is slower, with a 95 % interval (bench/ratios.py). `slower`: the ratio is above --limit
 and the interval above 1; the exit status is 1. `faster`: the same the other way. `same`: the interval lies within the
 limit. `unclear`: none of these. With --against, what is or may be slower is launched again first, twice at most.
-`visible`: the smallest slowdown that would be found. The status is 1 too where a bench fails in this checkout or none
-could be compared; 2 is bad input.
+The status is 1 too where a bench fails in this checkout or none could be compared; 2 is bad input.
 """
 
 import argparse

@@ -22,7 +22,7 @@ import pytest
 import torch
 
 from bench import record_tables
-from bench.devices import commit, copy_bandwidth, describe, device_name, slug
+from bench.devices import commit, describe, device_name, slug
 from bench.providers import PROVIDERS, KernelBench
 from bench.script import ROOT, check_writable
 from bench.timing import Timed, as_calls
@@ -132,12 +132,6 @@ def peaks(device: torch.device) -> Callable[[], Peaks]:
 
 
 @pytest.fixture(scope="session")
-def copy_rate(device: torch.device) -> Callable[[], float]:
-    """Bytes a second of a large copy, measured when first asked for."""
-    return functools.cache(lambda: copy_bandwidth(device))
-
-
-@pytest.fixture(scope="session")
 def step(preset: str, device: torch.device, pytestconfig: pytest.Config) -> Iterator[WarmStep]:
     try:
         with warm_step(preset, str(device), pytestconfig.getoption("--compile")) as warm:
@@ -188,7 +182,7 @@ def measure_phase(
 
 @pytest.fixture
 def measure_kernel(
-    benchmark: Any, provider: str, device: torch.device, copy_rate: Callable[[], float], time_rounds: TimeRounds
+    benchmark: Any, provider: str, device: torch.device, peaks: Callable[[], Peaks], time_rounds: TimeRounds
 ) -> MeasureKernel:
     """Times a kernel by the provider of the test, and records its rates beside that of a copy."""
 
@@ -196,9 +190,9 @@ def measure_kernel(
         timed, about = bench.prepare(provider, device)
         took = time_rounds(timed)
         if took is not None:
-            moved, flops = bench.work.bytes / took, bench.work.flops / took
-            about |= {"bytes_per_second": moved, "flops_per_second": flops, "copy_bytes_per_second": copy_rate()}
-            benchmark.extra_info.update(about, fraction_of_copy_bandwidth=moved / copy_rate())
+            moved, flops, copied = bench.work.bytes / took, bench.work.flops / took, peaks().copy_bytes
+            about |= {"bytes_per_second": moved, "flops_per_second": flops, "copy_bytes_per_second": copied}
+            benchmark.extra_info.update(about, fraction_of_copy_bandwidth=moved / copied)
 
     return run
 

@@ -8,10 +8,8 @@ from typing import Any
 import torch
 
 from stormfast.device import device_name
-from stormfast.measure.peaks import best_seconds
 from stormfast.runs.provenance import commit
 
-COPY_BYTES = {"cuda": 1 << 30, "cpu": 1 << 28}  # of one buffer: beyond every cache
 CLOCKS = ("clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem")  # MHz
 
 
@@ -52,13 +50,3 @@ def _nvidia_smi(device: torch.device) -> dict[str, Any]:
     output = subprocess.run(command, capture_output=True, text=True, check=False).stdout
     fields = output.strip().split(", ")
     return dict(zip(("driver", *CLOCKS), fields, strict=True)) if len(fields) == 1 + len(CLOCKS) else {}
-
-
-def copy_bandwidth(device: torch.device) -> float:
-    """Bytes a second of a large copy on the device, at best; the bytes read and the bytes written both count."""
-    size = COPY_BYTES[device.type]
-    if device.type == "cuda":
-        size = min(size, torch.cuda.mem_get_info(device)[0] // 4)
-    source = torch.rand(size // 4, device=device)  # not zeros, which memory and caches may treat better
-    target = torch.empty_like(source)
-    return 2 * source.nbytes / best_seconds(lambda: target.copy_(source), device)

@@ -206,12 +206,12 @@ def describe_machine(device: str) -> dict[str, Any]:
     return found
 
 
-def open_result(folder: Path, machine: dict[str, Any], again: bool) -> tuple[Path, dict[str, dict[str, Any]]]:
+def open_result(folder: Path, machine: dict[str, Any]) -> tuple[Path, dict[str, dict[str, Any]]]:
     """The newest result of this machine and commit, or a new one. Returns: path, rows by job. Raises: UserError."""
     for path in sorted(folder.glob("suite-*.json"), key=lambda path: path.stat().st_mtime, reverse=True):
         try:
             document = json.loads(path.read_text())
-            if not again and all(document["machine"].get(name) == machine.get(name) for name in SAME):
+            if all(document["machine"].get(name) == machine.get(name) for name in SAME):
                 return path, {row["job"]: row for row in document["jobs"]}
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise UserError(f"{path} must be a result of the suite, but {error!r}; move it away") from None
@@ -263,7 +263,7 @@ def suite(arguments: Sequence[str]) -> int:
         raise UserError(f"--out must be a folder that can be written, but {folder}: {error.strerror}") from None
     busy = f"another suite runs on this device: it holds {folder}/logs/lock; wait until it has ended"
     with SignalWatch() as signals, only_one(folder / "logs" / "lock", busy):
-        path, earlier = open_result(folder, machine, options.again)
+        path, earlier = open_result(folder, machine)
         rows = {job.name: {"job": job.name, "status": "missing"} for job in jobs} | earlier
         logs = folder / "logs" / path.stem
         logs.mkdir(exist_ok=True)
@@ -298,7 +298,6 @@ def parse(arguments: Sequence[str]) -> Any:
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results", metavar="DIR", help="folder of results")
     parser.add_argument("--minutes", type=float, default=10.0, help="for this call; default 10")
     parser.add_argument("--jobs", metavar="NAME,...", help="only these, in this order, even if they have passed before")
-    parser.add_argument("--again", action="store_true", help="begin a new result, although there is one to go on with")
     options = parser.parse_args(arguments)
     if not re.fullmatch(r"cpu|cuda(:\d+)?", options.device):
         raise UserError(f"--device must be cuda, cuda:N or cpu, got '{options.device}'")

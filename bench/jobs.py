@@ -17,7 +17,6 @@ from stormfast.errors import UserError
 from stormfast.runs.signals import SignalWatch
 
 POLL_EVERY = 0.1  # seconds
-TAIL = 15  # lines
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
                 os.kill(int(stat.parent.name), signal.SIGKILL)
 
 
-def last_lines(log: Path, count: int = TAIL) -> list[str]:
+def last_lines(log: Path, count: int) -> list[str]:
     """The last lines of a log that are not blank."""
     lines = log.read_text(errors="replace").splitlines() if log.exists() else []
     return [line.rstrip() for line in lines if line.strip()][-count:]

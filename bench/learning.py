@@ -2,12 +2,10 @@
 
     python -m bench.learning --game Catch --seeds 3 --steps 4500 --agent.entropy 3e-2
     python -m bench.learning --game Pong,Breakout --preset storm --seeds 5 --device cuda
-    python -m bench.learning --game Catch --steps 4500 --compile off --out eager --plot --beside RESULT.json
 
 Writes OUT/DEVICE/learning-GAME-PRESET.json for each game: commands, learning curves, scores, machine and commit. --plot
-draws the curves beside it, and with --beside those of other results too. Ctrl-C or SIGTERM has the runs saved; the same
-command then goes on. Arguments not listed below go to `stormfast train`. A checkout with changes is refused, because a
-score names the commit that it comes from.
+draws the curves beside it. Ctrl-C or SIGTERM has the runs saved; the same command then goes on. Arguments not listed
+below go to `stormfast train`. A checkout with changes is refused, because a score names the commit that it comes from.
 """
 
 import argparse
@@ -91,24 +89,23 @@ def describe(run_dir: Path, agent: Any, random: Any) -> dict[str, Any]:
     }
 
 
-def draw(results: Sequence[dict[str, Any]]) -> bytes:
-    """Curves over environment steps as PNG: a colour for each run, a line style for each result."""
+def draw(result: dict[str, Any]) -> bytes:
+    """Curves over environment steps as PNG: a colour for each run."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, len(PANELS), figsize=(4.5 * len(PANELS), 3.6), layout="constrained")
-    for result, style in zip(results, ("-", "--", ":", "-."), strict=False):
-        for k, one in enumerate(result["runs"]):
-            label = f"{result['preset']}, seed {one['seed']}, {one['seconds'] / 60:.0f} min, {result['commit'][:7]}"
-            for axis, (name, title) in zip(axes, PANELS.items(), strict=True):
-                points = [(line["step"], line[name]) for line in one["curve"] if name in line]
-                axis.plot([step for step, _ in points], [y for _, y in points], style, color=f"C{k}", label=label)
-                axis.set(xlabel="environment steps", title=title)
-            mean, error = one["agent"]["mean"], one["agent"]["standard_error"]  # of the evaluation
-            axes[0].errorbar(one["steps"], mean, error, fmt="o", capsize=3, color=f"C{k}")
-        axes[0].axhline(result["runs"][0]["random"]["mean"], color="grey", linestyle=style, label="random policy")
+    for k, one in enumerate(result["runs"]):
+        label = f"{result['preset']}, seed {one['seed']}, {one['seconds'] / 60:.0f} min, {result['commit'][:7]}"
+        for axis, (name, title) in zip(axes, PANELS.items(), strict=True):
+            points = [(line["step"], line[name]) for line in one["curve"] if name in line]
+            axis.plot([step for step, _ in points], [y for _, y in points], color=f"C{k}", label=label)
+            axis.set(xlabel="environment steps", title=title)
+        mean, error = one["agent"]["mean"], one["agent"]["standard_error"]  # of the evaluation
+        axes[0].errorbar(one["steps"], mean, error, fmt="o", capsize=3, color=f"C{k}")
+    axes[0].axhline(result["runs"][0]["random"]["mean"], color="grey", label="random policy")
     axes[0].legend(fontsize=7)
     image = io.BytesIO()
     figure.savefig(image, format="png", dpi=110)
@@ -143,18 +140,10 @@ def learn(options: argparse.Namespace, head: str) -> int:
             path = options.out / slug(device) / f"learning-{game}-{options.preset}.json"
             check_writable("--out", path, make=True)
             written(path, (json.dumps(result, indent=1) + "\n").encode())
-            if options.plot or options.beside:
-                written(path.with_suffix(".png"), draw([result, *options.beside]))
+            if options.plot:
+                written(path.with_suffix(".png"), draw(result))
             print(path)
     return 0
-
-
-def earlier(path: str) -> Any:
-    """A result that this script wrote. Raises: argparse.ArgumentTypeError."""
-    try:
-        return json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
-        raise argparse.ArgumentTypeError(f"must be a result of bench.learning, got {path}: {error}") from None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -168,7 +157,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--run-dir", type=Path, help="of all runs; default runs/learning/PRESET-COMMIT")
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results", metavar="DIR", help="folder of results")
     parser.add_argument("--plot", action="store_true", help="draw the curves, too; needs matplotlib")
-    parser.add_argument("--beside", type=earlier, nargs="+", default=[], metavar="RESULT.json", help="draw these, too")
     parser.add_argument("--allow-dirty", action="store_true", help="train although the checkout has changes")
     options, train_flags = parser.parse_known_args(arguments)
     options.train_flags = train_flags

@@ -38,10 +38,6 @@ class Ratio:
         """Whether to launch again: what is or may be slower once, what may be twice."""
         return self.high > limit and (repeats == 0 or self.verdict(limit) == "unclear") and repeats < MAX_REPEATS
 
-    def smallest_visible(self, limit: float) -> float:
-        """The smallest slowdown, as a ratio, that would be `slower` with an interval as wide as this one."""
-        return max(limit, self.value / self.low)
-
 
 def paired_ratio(pairs: Sequence[tuple[float, float]]) -> Ratio:
     """The median of the means of any two log ratios, or one twice, and the interval of the signed-rank test.

@@ -2,7 +2,6 @@
 
     python -m bench.tables                # write every table anew, as `make results` does
     python -m bench.tables --check        # exit 1 where a document is not what the results say
-    python -m bench.tables --print bench/results/DEVICE/DATE-COMMIT.json    # print what the benches saved
 
 A table stands in a Markdown file between `<!-- results: NAME -->` and `<!-- end of results -->`; NAME is one of TABLES
 below. A result without its device, commit and command, or of a tree with changes, is refused.
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.kernel_cases import preset_cases
-from bench.record_tables import PHASES, markdown, of_records, phase_row
+from bench.record_tables import PHASES, markdown, phase_row
 from bench.script import ROOT, Parser, status_of, written
 from stormfast.errors import UserError
 from stormfast.measure.profile_report import number
@@ -251,27 +250,10 @@ def stale_documents() -> dict[Path, str]:
     return {path: new for path, text in texts.items() if (new := render(text)) != text}
 
 
-def print_saved(path: Path) -> None:
-    """Raises: UserError."""
-    with content_of(path) as content:
-        machine = content["machine_info"]
-        print(
-            f"{machine['device']}, torch {machine['torch']}, {machine['threads']} threads, commit {machine['commit']}"
-        )
-        print(f"{machine['command']}\n\n{of_records([found['extra_info'] for found in content['benchmarks']])}\n")
-
-
 def work() -> int:
     parser = Parser(__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where a table is not up to date")
-    parser.add_argument(
-        "--print", nargs="+", type=Path, metavar="FILE", help="print what the benches saved, and no more"
-    )
     options = parser.parse_args()
-    for path in options.print or ():
-        print_saved(path)
-    if options.print:
-        return 0
     stale = stale_documents()
     names = ", ".join(str(path.relative_to(ROOT)) for path in stale)
     if options.check and stale:

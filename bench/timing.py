@@ -5,7 +5,6 @@ CUDA graph and replayed, so that what the host needs to launch a kernel does not
 """
 
 import math
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any
 
 import torch
 
-from stormfast.measure.peaks import synchronize
+from stormfast.measure.peaks import best_seconds, synchronize
 
 ROUND_SECONDS = {"cuda": 4e-3, "cpu": 2e-3}  # least time of a round: a synchronisation's 10 us are 0.3 % of it
 MIN_CAPTURED = 50  # calls in a graph, so that the gap between two replays does not show
@@ -41,7 +40,7 @@ def as_calls(call: Callable[[], Any], device: torch.device) -> Timed:
 
 def fill_round(run_once: Callable[[], Any], calls: int, method: str, device: torch.device) -> Timed:
     """run_once, which makes `calls` calls, repeated until it fills a round."""
-    repeats = math.ceil(ROUND_SECONDS[device.type] / seconds_of(run_once, device))
+    repeats = math.ceil(ROUND_SECONDS[device.type] / best_seconds(run_once, device))
 
     def run() -> None:
         for _ in range(repeats):
@@ -49,18 +48,6 @@ def fill_round(run_once: Callable[[], Any], calls: int, method: str, device: tor
         synchronize(device)
 
     return Timed(run, calls * repeats, method)
-
-
-def seconds_of(run: Callable[[], Any], device: torch.device) -> float:
-    """Of one run, the fastest of three."""
-    seconds = []
-    for _ in range(3):
-        synchronize(device)
-        started = time.perf_counter()
-        run()
-        synchronize(device)
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)
 
 
 # --- kernels -----------------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ def test_every_bench_runs(kernels: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_a_result_names_its_machine_and_command_and_can_be_printed(tmp_path: Path) -> None:
+def test_a_result_names_its_machine_and_command(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     files = [f"bench/bench_{name}.py" for name in ("replay", "env", "categorical")]
     chosen = "append or Catch or (log_probs and eager)"
@@ -55,10 +55,7 @@ def test_a_result_names_its_machine_and_command_and_can_be_printed(tmp_path: Pat
     assert kernel["fraction_of_copy_bandwidth"] * kernel["copy_bytes_per_second"] == pytest.approx(
         kernel["bytes_per_second"]
     )
-    command = [sys.executable, "-m", "bench.tables", "--print", str(path)]
-    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert machine["commit"] in printed and machine["command"] in printed
-    assert all(f"| {name} |" in printed for name in ("append", "Catch", "unimix_log_probs, forward + backward"))
+    assert all(f"| {name} |" in done.stdout for name in ("append", "Catch", "unimix_log_probs, forward + backward"))
 
 
 def test_an_emulator_that_is_missing_is_skipped(tmp_path: Path) -> None:
@@ -91,9 +88,7 @@ def configured(**options: Any) -> Any:
     ("options", "message"),
     [
         ({"rounds": 0}, "--rounds"),
-        ({"device": "tpu"}, "tpu"),
         ({"save": True, "benchmark_json": Path("x.json")}, "--save"),
-        ({"benchmark_json": Path("bench")}, "--benchmark-json"),
         ({"benchmark_json": Path("missing/x.json")}, "missing"),
     ],
 )

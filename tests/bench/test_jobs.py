@@ -52,13 +52,13 @@ def is_running(pid: int) -> bool:
 def test_a_job_may_save_at_its_limit_and_is_then_killed(program: str, code: int, tmp_path: Path) -> None:
     ended = run(python(program), SignalWatch(), log=tmp_path / "log", limit=2, grace=2)
     assert (ended.code, ended.timed_out) == (code, True) and ended.seconds < 20
-    assert (last_lines(tmp_path / "log")[-1] == "saved") == (program == SAVES)
+    assert (last_lines(tmp_path / "log", 1) == ["saved"]) == (program == SAVES)
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="sessions are searched in /proc")
 def test_no_process_is_left_behind(tmp_path: Path) -> None:
     run(python(STARTS_OTHERS), SignalWatch(), log=tmp_path / "log", limit=2, grace=5)
-    pids = [int(pid) for pid in last_lines(tmp_path / "log")[0].split()]
+    pids = [int(pid) for pid in last_lines(tmp_path / "log", 1)[0].split()]
     deadline = time.monotonic() + 10
     while any(map(is_running, pids)) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -68,7 +68,7 @@ def test_no_process_is_left_behind(tmp_path: Path) -> None:
 def send_when_ready(log: Path, *numbers: int) -> None:
     """Sends signals to this process, once a job has printed a line; in a child, which then ends."""
     if os.fork() == 0:
-        while not last_lines(log):
+        while not last_lines(log, 1):
             time.sleep(0.02)
         for number in numbers:
             os.kill(os.getppid(), number)
@@ -80,7 +80,7 @@ def test_a_signal_stops_the_job_and_a_second_kills_it(tmp_path: Path) -> None:
     with SignalWatch() as signals:
         send_when_ready(tmp_path / "first", signal.SIGINT)
         ended = run(python(SAVES), signals, log=tmp_path / "first", grace=30)
-    assert (ended.code, ended.interrupted) == (0, True) and last_lines(tmp_path / "first")[-1] == "saved"
+    assert (ended.code, ended.interrupted) == (0, True) and last_lines(tmp_path / "first", 1) == ["saved"]
     with SignalWatch() as signals:
         send_when_ready(tmp_path / "second", signal.SIGTERM, signal.SIGTERM)
         ended = run(python(REFUSES), signals, log=tmp_path / "second", grace=60)

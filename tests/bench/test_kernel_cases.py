@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.kernel_cases import CASES, PRESETS, Work, attention_step, attention_work, bytes_moved, preset_cases
+from bench.kernel_cases import CASES, Work, attention_step, attention_work, bytes_moved, preset_cases
 from stormfast_kernels import sample_categorical_with_log_probs, unimix_log_probs
 from stormfast_kernels.attention import cached_attention_step_reference
 from tests.conftest import ROOT
@@ -79,8 +79,3 @@ def test_every_case_is_benched_tested_and_listed() -> None:
         assert any(f'"{name}"' in benches for name in same_kernel), f"bench/bench_{stem} times no {case.kernel}"
         assert (ROOT / "tests" / "kernels" / f"test_{stem}").exists()
         assert f"| {case.case.name} |" in readme, f"{case.case.name} is missing from kernels/README.md; `make results`"
-
-
-def test_names_are_unique() -> None:
-    names = [case.name for preset in PRESETS for case in preset_cases(preset)]
-    assert len(names) == len(set(names)) == 2 * len(PRESETS) * len(CASES)

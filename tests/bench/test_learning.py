@@ -77,22 +77,18 @@ def test_the_same_command_goes_on(calls: list[list[str]], tmp_path: Path) -> Non
     assert "killed" in (aside / "config.json").read_text()
 
 
-def test_curves_of_results_are_drawn(calls: list[list[str]], tmp_path: Path) -> None:
+def test_curves_are_drawn(calls: list[list[str]], tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    learn(tmp_path, "--game", "Catch", "--preset", "tiny")
-    (before,) = tmp_path.glob("results/*/learning-Catch-tiny.json")
-    learn(tmp_path, "--game", "Catch", "--preset", "cpu", "--plot", "--beside", str(before))
-    (picture,) = tmp_path.glob("results/*/*.png")
-    assert picture.stem == "learning-Catch-cpu" and picture.read_bytes().startswith(b"\x89PNG")
+    learn(tmp_path, "--game", "Catch", "--preset", "tiny", "--plot")
+    (picture,) = tmp_path.glob("results/*/learning-Catch-tiny.png")
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(
     ("arguments", "commit", "message"),
     [
-        ("", ("abc", False), "required: --game"),
         ("--game Catch --seed 3", ("abc", False), "--seed cannot be given"),
         ("--game Catch --episodes 1", ("abc", False), "--episodes >= 2"),
-        ("--game Catch --beside nowhere.json", ("abc", False), "must be a result of bench.learning, got nowhere.json"),
         ("--game Catch", ("abc", True), "the checkout has changes"),
         ("--game Catch", ("unknown", None), "STORMFAST_COMMIT"),
     ],

@@ -8,8 +8,7 @@ import pytest
 
 from bench import pack_wheels
 from stormfast.errors import UserError
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.conftest import ROOT
 
 
 def test_packages_are_those_of_the_project_in_its_versions() -> None:

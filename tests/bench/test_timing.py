@@ -1,10 +1,8 @@
-"""Rounds of calls, CUDA graphs by a fake, and outputs that must be right before anything is timed."""
+"""Rounds of calls, CUDA graphs, and outputs that must be right before anything is timed."""
 
-import contextlib
 import time
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -37,54 +35,6 @@ def test_input_sets_exceed_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = [4_000_000, 3_999_999, 1e9]
     assert [timing.num_sets(size, cuda) for size in sizes] == [30, 31, 2]
     assert timing.num_sets(4_000_000, CPU) == 1
-
-
-class FakeCuda:
-    """torch.cuda as far as timing uses it: a graph remembers how many calls were made inside."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, capturable: bool) -> None:
-        self.capturable, self.called, self.waits = capturable, 0, 0
-        stream = SimpleNamespace(wait_stream=lambda other: None)
-        names = {
-            "CUDAGraph": lambda: SimpleNamespace(replay=None),
-            "graph": self.graph,
-            "synchronize": self.synchronize,
-        }
-        names |= {"Stream": lambda: stream, "current_stream": lambda: stream, "stream": contextlib.nullcontext}
-        for name, value in names.items():
-            monkeypatch.setattr(torch.cuda, name, value)
-
-    def call(self, *given: Any) -> None:
-        self.called += 1
-
-    def synchronize(self, device: Any = None) -> None:
-        self.waits += 1
-
-    @contextlib.contextmanager
-    def graph(self, graph: SimpleNamespace) -> Any:
-        before = self.called
-        yield
-        if not self.capturable:
-            raise RuntimeError("operation not\npermitted when stream is capturing")
-        calls, self.called = self.called - before, before  # nothing runs while it is captured
-
-        def replay() -> None:
-            self.called += calls
-
-        graph.replay = replay
-
-
-@pytest.mark.parametrize("capturable", [True, False])
-def test_a_round_on_cuda_replays_a_graph_where_there_can_be_one(
-    monkeypatch: pytest.MonkeyPatch, capturable: bool
-) -> None:
-    fake = FakeCuda(monkeypatch, capturable)
-    timed = timing.prepare(fake.call, [[(1,), (2,), (3,)]] * 7, torch.device("cuda"))
-    assert timed.calls % 63 == 0  # 21 calls, three times over to reach 50
-    before, waits = fake.called, fake.waits
-    timed.run()
-    assert (fake.called - before, fake.waits - waits) == (timed.calls, 1)
-    assert timed.method == "CUDA graph" if capturable else "stream is capturing" in timed.method
 
 
 @pytest.mark.gpu
