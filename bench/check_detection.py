@@ -96,7 +96,7 @@ def run_trials(
 
 def run(words: Sequence[str]) -> int:
     given = compare.parser_of(__doc__).parse_args(words)
-    selection, slowdown = compare.beside_other_work(compare.selection_of(given)), Slowdown()
+    selection, slowdown = compare.selection_of(given), Slowdown()
     trials = run_trials(ROOT, slowdown, UNCHANGED, selection, given.limit)
     passed = not any(why for _, why in trials.values())
     comparisons = [{"name": name, "problems": why, **compare.as_json(each)} for name, (each, why) in trials.items()]
@@ -106,10 +106,5 @@ def run(words: Sequence[str]) -> int:
     return 0 if passed else 1
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    return status_of("check_detection", lambda: run(words))
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status_of("check_detection", lambda: run(sys.argv[1:])))

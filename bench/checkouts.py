@@ -1,12 +1,10 @@
 """Temporary checkouts of this repository: any commit, or the working tree as it stands.
 
-They lie in one directory of the process, which is removed whatever signal ends it; that of a killed process is removed
-by the next.
+They lie in one temporary directory, which is removed whatever signal ends the process, except SIGKILL.
 """
 
 import contextlib
 import os
-import platform
 import shutil
 import signal
 import subprocess
@@ -17,40 +15,22 @@ from pathlib import Path
 from stormfast.errors import UserError
 from stormfast.runs.signals import SignalWatch
 
-PREFIX = f"stormfast-compare-{platform.node()}-"  # then the owner's process id: other machines may share the directory
-
 
 @contextlib.contextmanager
 def temporary_directory(root: Path) -> Iterator[Path]:
     """For checkouts of the repository `root`. Raises: UserError where it is none."""
-    owners = {path.parent for path in worktrees(root)} | set(Path(tempfile.gettempdir()).resolve().glob(f"{PREFIX}*"))
-    for path in filter(is_abandoned, owners):
-        remove(root, path)
+    worktrees(root)  # fails where it is none
 
     def stop(count: int) -> None:
         raise KeyboardInterrupt if watch.first == signal.SIGINT else SystemExit(128 + watch.first)
 
     with SignalWatch(stop) as watch:
-        path = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-")).resolve()
+        path = Path(tempfile.mkdtemp(prefix="stormfast-compare-")).resolve()
         try:
             yield path
         finally:
             watch.on_signal = lambda count: None  # removing is not interrupted
             remove(root, path)
-
-
-def is_abandoned(path: Path) -> bool:
-    """Whether it is the temporary directory of a process of this machine that no longer runs."""
-    owner = path.name.removeprefix(PREFIX).partition("-")[0]
-    if not path.name.startswith(PREFIX) or not owner.isdecimal():
-        return False
-    try:
-        os.kill(int(owner), 0)
-    except ProcessLookupError:
-        return True
-    except (PermissionError, OverflowError):  # another user's; no process id
-        return False
-    return False
 
 
 def git(root: Path, *arguments: str, **environment: str) -> str:

@@ -1,18 +1,16 @@
-"""Did anything get slower: do the benches of this checkout take longer than they did?
+"""Did anything get slower: do the benches of this checkout take longer than those of a commit?
 
-    python -m bench.compare                                 # than in the last run saved on this device by `make bench`
-    python -m bench.compare --against main                  # than those of any git ref, timed now
-    python -m bench.compare --against HEAD -k world_model   # what the changes not yet committed do to one bench
+    python -m bench.compare -k world_model     # what the changes not yet committed do to one bench
+    python -m bench.compare --against main     # than those of any git ref
 
-With --against, the ref and the working tree are checked out, and each runs its own benches on its own product: launches
-of pytest in turn, A B, B A, A B ..., one at any time. Benches that measure the same are compared by their fastest
-rounds, so what slows only some rounds is not seen. On a CPU, time that a bench of one thread waited for a core is left
-out: set OMP_NUM_THREADS=1 beside other work. A saved run is one launch of another time: what has changed on the machine
-is in the ratio.
+The ref and the working tree are checked out, and each runs its own benches on its own product: launches of pytest in
+turn, A B, B A, A B ..., one at any time. Benches that measure the same are compared by their fastest rounds, so what
+slows only some rounds is not seen. On a CPU, time that a bench of one thread waited for a core is left out: set
+OMP_NUM_THREADS=1 beside other work.
 
 `ratio` is new over old, above 1 is slower, with a 95 % interval (bench/ratios.py). `slower`: the ratio is above --limit
 and the interval above 1; the exit status is 1. `faster`: the same the other way. `same`: the interval lies within the
-limit. `unclear`: none of these. With --against, what is or may be slower is launched again first, twice at most.
+limit. `unclear`: none of these. What is or may be slower is launched again first, twice at most.
 The status is 1 too where a bench fails in this checkout or none could be compared; 2 is bad input.
 """
 
@@ -28,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.checkouts import add_checkout, commit_of_ref, commit_of_working_tree, temporary_directory
-from bench.devices import device_name, slug
-from bench.launches import Bench, Launch, Selection, launch, read_result
+from bench.devices import device_name
+from bench.launches import Bench, Launch, Selection, launch
 from bench.ratios import CONFIDENCE, LIMIT, MAX_REPEATS, MIN_PAIRS, Ratio, Verdict, paired_ratio
 from bench.record_tables import markdown
 from bench.script import ROOT, Parser, check_writable, provenance, status_of, written
@@ -88,11 +86,11 @@ class Comparison:
 # --- launches ----------------------------------------------------------------------------------------------------
 
 
-def launch_in_turn(old: Callable[[], Launch], new: Callable[[], Launch], num_pairs: int) -> list[tuple[Launch, Launch]]:
-    """Old new, new old, old new ...: a drift of the machine cancels."""
+def launch_in_turn(old: Callable[[], Launch], new: Callable[[], Launch]) -> list[tuple[Launch, Launch]]:
+    """MIN_PAIRS pairs: old new, new old, old new ..., so that a drift of the machine cancels."""
     pairs = []
-    for i in range(num_pairs):
-        log_line(f"launches {i + 1} of {num_pairs} ...")
+    for i in range(MIN_PAIRS):
+        log_line(f"launches {i + 1} of {MIN_PAIRS} ...")
         first, second = (old, new) if i % 2 == 0 else (new, old)
         launches = first(), second()
         pairs.append(launches if i % 2 == 0 else launches[::-1])
@@ -107,7 +105,7 @@ def compare_checkouts(comparison: Comparison, trees: Sequence[Path], selection: 
             lambda tree=tree, selected=selected: launch(tree, selected, temporary)
             for tree, selected in zip(trees, selections, strict=True)
         )
-        comparison.pairs += launch_in_turn(old, new, selection.num_pairs)
+        comparison.pairs += launch_in_turn(old, new)
         ratios = comparison.ratios().items()
         if not (again := [bench for bench, ratio in ratios if ratio.needs_more(comparison.limit, repeat)]):
             break
@@ -125,30 +123,6 @@ def compare_with_ref(root: Path, ref: str, selection: Selection, limit: float) -
         trees = [add_checkout(root, commit, temporary / side) for side, commit in zip(SIDES, commits, strict=True)]
         compare_checkouts(comparison, trees, selection, temporary)
     return comparison
-
-
-def compare_with_saved(root: Path, folder: Path, selection: Selection, limit: float) -> Comparison:
-    """The working tree against the last run of `make bench` in a device's folder. Raises: UserError."""
-    _, name, before = last_saved(folder)
-    with temporary_directory(root) as temporary:
-        tree = add_checkout(root, commit_of_working_tree(root, temporary), temporary / "new")
-        pairs = launch_in_turn(lambda: before, lambda: launch(tree, selection, temporary), selection.num_pairs)
-    return Comparison(f"{name}, of another time", limit, pairs)
-
-
-def last_saved(folder: Path) -> tuple[str, str, Launch]:
-    """When it was, its name, and what it measured. Raises: UserError where there is none, or one is damaged."""
-    saved = []
-    for path in folder.glob("[0-9][0-9][0-9][0-9]-*.json"):
-        try:
-            content = json.loads(path.read_text())
-            saved.append((str(content["datetime"]), path.name, read_result(content, {})))
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            problem = f"{type(error).__name__}: {error}"
-            raise UserError(f"{path} must be a run saved by `make bench`, got {problem}; move it away") from None
-    if not saved:
-        raise UserError(f"no saved run of this device in {folder}; `make bench` saves one, or give --against REF")
-    return max(saved, key=lambda run: run[:2])
 
 
 # --- the command -------------------------------------------------------------------------------------------------
@@ -191,16 +165,13 @@ def parser_of(docstring: str | None) -> argparse.ArgumentParser:
     parser.add_argument("-k", dest="keyword", metavar="EXPR", help="which benches, as pytest has it")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N; default %(default)s")
     parser.add_argument("--preset", help="sizes of the phases; default as of the benches")
-    parser.add_argument("--launches", type=int, default=MIN_PAIRS, help="of each side; default %(default)s, the fewest")
     parser.add_argument("--limit", type=float, default=LIMIT, help="ratio that counts as slower; default %(default)s")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result")
     return parser
 
 
 def selection_of(given: argparse.Namespace) -> Selection:
-    """Raises: UserError for arguments out of range."""
-    if given.launches < MIN_PAIRS:
-        raise UserError(f"--launches must be at least {MIN_PAIRS}, got {given.launches}")
+    """Many rounds, on a CPU without the time that a bench waits for a core. Raises: UserError for wrong arguments."""
     if not 1 <= given.limit < math.inf:
         raise UserError(f"--limit must be a ratio of at least 1, as 1.10, got {given.limit}")
     if given.json:
@@ -208,15 +179,11 @@ def selection_of(given: argparse.Namespace) -> Selection:
     for path in map(Path, given.paths):
         if path.is_absolute() or ".." in path.parts:
             raise UserError(f"expected bench files or folders from the root, as bench/bench_env.py, got {path}")
-    words = {"-k": given.keyword, "--device": str(resolve_device(given.device)), "--preset": given.preset}
+    device = resolve_device(given.device)
+    words = {"-k": given.keyword, "--device": str(device), "--preset": given.preset, "--rounds": str(ROUNDS)}
     options = [word for option, value in words.items() if value for word in (option, value)]
-    return Selection(tuple(given.paths), tuple(options), given.launches)
-
-
-def beside_other_work(selection: Selection) -> Selection:
-    """With more rounds than a saved run has, and on a CPU without the time that a bench waits for a core."""
-    clock = ("--benchmark-timer=queue_clock.seconds",) if "cpu" in selection.options else ()
-    return replace(selection, options=(*selection.options, "--rounds", str(ROUNDS), *clock))
+    options += ["--benchmark-timer=queue_clock.seconds"] if device.type == "cpu" else []
+    return Selection(tuple(given.paths), tuple(options))
 
 
 def save(path: Path | None, script: str, words: Sequence[str], device: str, result: dict[str, Any]) -> None:
@@ -228,13 +195,10 @@ def save(path: Path | None, script: str, words: Sequence[str], device: str, resu
 
 def run(words: Sequence[str]) -> int:
     parser = parser_of(__doc__)
-    parser.add_argument("--against", metavar="REF", help="a git ref; default the last saved run of this device")
+    parser.add_argument("--against", default="HEAD", metavar="REF", help="a git ref; default HEAD, the last commit")
     given = parser.parse_args(words)
     selection, device = selection_of(given), device_name(resolve_device(given.device))
-    if given.against is None:
-        comparison = compare_with_saved(ROOT, ROOT / "bench" / "results" / slug(device), selection, given.limit)
-    else:
-        comparison = compare_with_ref(ROOT, given.against, beside_other_work(selection), given.limit)
+    comparison = compare_with_ref(ROOT, given.against, selection, given.limit)
     save(given.json, "bench.compare", words, device, as_json(comparison))
     print(show(comparison))
     return comparison.exit_status()

@@ -23,11 +23,10 @@ Bench = tuple[tuple[str, str], ...]  # fields and their values
 
 @dataclass(frozen=True)
 class Selection:
-    """What to launch: FILE, FOLDER or FILE::BENCH from the root; more options of pytest; how often on each side."""
+    """What to launch: FILE, FOLDER or FILE::BENCH from the root, and more options of pytest."""
 
     paths: tuple[str, ...]
     options: tuple[str, ...] = ()
-    num_pairs: int = 6
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ def environment(checkout: Path, temporary: Path) -> dict[str, str]:
 
 
 def read_result(content: dict[str, Any], failures: dict[str, str]) -> Launch:
-    """Of the JSON that the benches save. Raises: LookupError, TypeError or ValueError where it is something else."""
+    """Of the JSON that the benches save."""
     seconds, names = dict[Bench, float](), dict[Bench, str]()
     for each in content["benchmarks"]:
         info = each["extra_info"]

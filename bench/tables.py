@@ -48,8 +48,7 @@ class Source:
             raise ValueError(f"it was measured with changes that no commit has ({self.commit})")
 
     def __str__(self) -> str:
-        ticks = "``" if "`" in self.command else "`"
-        return f"- {self.device}, commit {self.commit}: {ticks}{self.command}{ticks}"
+        return f"- {self.device}, commit {self.commit}: `{self.command}`"
 
 
 Rows = list[list[str]]

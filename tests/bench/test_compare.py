@@ -1,6 +1,11 @@
-"""Comparing: launches in turn, on a small checkout with a history and with a saved run; bad input."""
+"""Comparing: launches in turn, on a small checkout whose benches take milliseconds; temporary checkouts; bad input."""
 
 import json
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -10,15 +15,69 @@ from bench.check_detection import Slowdown
 from bench.compare import Comparison
 from bench.launches import Launch, Selection, launch
 from stormfast.errors import UserError
-from tests.bench.synthetic_checkout import make_checkout, write_work
 from tests.conftest import ROOT
 
 QUICK = Selection(("bench",), ("--rounds", "8"))
+WORK = """
+import time
+
+def spin(seconds):
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        pass
+
+def encode():
+    spin({encode})
+
+def decode():
+    spin(0.002)
+"""
+CONFTEST = """
+def pytest_addoption(parser):
+    parser.addoption("--device")
+    parser.addoption("--rounds", type=int)
+"""
+BENCH = """
+import pytest
+
+from stormfast import work
+
+
+@pytest.mark.parametrize("name", ["encode", "decode"])
+def test_one(name, benchmark, pytestconfig):
+    benchmark.pedantic(getattr(work, name), rounds=pytestconfig.getoption("--rounds"), warmup_rounds=1)
+    benchmark.extra_info.update(bench=name, calls=1)
+"""
+
+
+def write_work(root: Path, encode: float = 0.003) -> None:
+    """Args: encode: seconds that it takes."""
+    (root / "stormfast" / "work.py").write_text(WORK.format(encode=encode))
+
+
+def git(root: Path, *arguments: str) -> str:
+    command = ["git", "-c", "user.name=someone", "-c", "user.email=someone@example.org", *arguments]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout.strip()
 
 
 @pytest.fixture
-def checkout(tmp_path: Path) -> Path:
-    return make_checkout(tmp_path / "checkout")
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Its benches: test_one[encode], 3 ms; test_one[decode], 2 ms. Temporary files go to the test's directory."""
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    root = tmp_path / "checkout"
+    for name in ("bench", "stormfast", "kernels"):
+        (root / name).mkdir(parents=True)
+    (root / "stormfast" / "__init__.py").touch()
+    write_work(root)
+    (root / "bench" / "conftest.py").write_text(CONFTEST)
+    (root / "bench" / "bench_work.py").write_text(BENCH)
+    (root / ".gitignore").write_text("__pycache__\n")
+    shutil.copy(ROOT / "pyproject.toml", root)
+    git(root, "init", "--quiet")
+    git(root, "add", "--all")
+    git(root, "commit", "--quiet", "--message", "all")
+    return root
 
 
 def launched(**seconds: float) -> Launch:
@@ -40,9 +99,9 @@ def test_launches_alternate_and_each_pair_is_old_and_new() -> None:
         order.append(name)
         return launched(**{name: len(order)})
 
-    pairs = compare.launch_in_turn(lambda: side("a"), lambda: side("b"), 3)
-    assert "".join(order) == "abbaab"
-    assert [tuple(name for each in pair for name in each.names.values()) for pair in pairs] == [("a", "b")] * 3
+    pairs = compare.launch_in_turn(lambda: side("a"), lambda: side("b"))
+    assert "".join(order) == "abbaabbaabba"
+    assert [tuple(name for each in pair for name in each.names.values()) for pair in pairs] == [("a", "b")] * 6
 
 
 def test_what_one_side_lacks_or_fails_is_listed_and_not_compared() -> None:
@@ -87,7 +146,6 @@ def test_waiting_for_a_core_does_not_count(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--launches", "5"], "--launches must be at least 6, got 5"),
         (["--limit", "nan"], "--limit must be a ratio of at least 1"),
         (["--against", "no-such-ref"], "got 'no-such-ref'"),
         (["/usr"], "got /usr"),
@@ -99,26 +157,44 @@ def test_bad_input_is_one_line(capsys: pytest.CaptureFixture[str], arguments: li
     assert (out, err.count("\n")) == ("", 1) and message in err
 
 
-def save_run(path: Path, when: str, seconds: float) -> None:
-    bench = {"fullname": "a", "extra_info": {"bench": "a", "calls": 2}, "stats": {"data": [3 * seconds, 2 * seconds]}}
-    path.write_text(json.dumps({"datetime": when, "benchmarks": [bench], "machine_info": {}}))
+# --- temporary checkouts ----------------------------------------------------------------------------------------
 
 
-def test_the_newest_saved_run_is_compared_with(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, when, seconds in (("2026-02-01-b", "T08", 1.0), ("2026-02-01-a", "T09", 2.0), ("kernels-1", "T10", 3.0)):
-        save_run(tmp_path / f"{name}.json", when, seconds)
-    monkeypatch.setattr(compare, "launch", lambda *_: launched(a=2.5))
-    found = compare.compare_with_saved(checkout, tmp_path, QUICK, 1.1)
-    assert [ratio.value for ratio in found.ratios().values()] == [pytest.approx(1.25)]
-    assert found.having("slower") == ["a"] and found.old_name.startswith("2026-02-01-a.json")
+def assert_nothing_left(checkout: Path) -> None:
+    assert len(checkouts.worktrees(checkout)) == 1
+    assert not list(Path(tempfile.gettempdir()).iterdir())
 
 
-def test_what_is_no_saved_run_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no saved run of this device"):
-        compare.last_saved(tmp_path)
-    (tmp_path / "2026-03-01-x.json").write_text('{"datetime": "2026", "benchmarks": [1]}')
-    with pytest.raises(UserError, match=r"2026-03-01-x.json must be a run saved by"):
-        compare.last_saved(tmp_path)
+def test_a_commit_and_the_working_tree_beside_each_other(checkout: Path) -> None:
+    write_work(checkout, 0.009)
+    (checkout / "new.txt").write_text("not added")
+    before = git(checkout, "status", "--porcelain")
+    with checkouts.temporary_directory(checkout) as temporary:
+        old = checkouts.add_checkout(checkout, checkouts.commit_of_ref(checkout, "HEAD"), temporary / "old")
+        new = checkouts.add_checkout(checkout, checkouts.commit_of_working_tree(checkout, temporary), temporary / "new")
+        assert "spin(0.003)" in (old / "stormfast" / "work.py").read_text()
+        assert "spin(0.009)" in (new / "stormfast" / "work.py").read_text()
+        assert (new / "new.txt").exists() and not (old / "new.txt").exists()
+    assert git(checkout, "status", "--porcelain") == before
+    assert_nothing_left(checkout)
+
+
+def test_they_are_removed_after_a_signal(checkout: Path) -> None:
+    def stopped() -> None:
+        with checkouts.temporary_directory(checkout) as temporary:
+            checkouts.add_checkout(checkout, "HEAD", temporary / "old")
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit, match="143"):
+        stopped()
+    assert_nothing_left(checkout)
+
+
+def test_what_is_no_ref_or_no_checkout_is_an_error(checkout: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--against must be .*, got '--help'"):
+        checkouts.commit_of_ref(checkout, "--help")
+    with pytest.raises(UserError, match="not a git repository"), checkouts.temporary_directory(tmp_path):
+        pass
 
 
 # --- on a small checkout -----------------------------------------------------------------------------------------
@@ -128,8 +204,7 @@ def test_a_launch_of_benches_that_fail(checkout: Path, tmp_path: Path) -> None:
     with open(checkout / "bench" / "bench_work.py", "a") as file:
         file.write("\n\ndef test_broken():\n    assert not 'a - b'\n")
     (checkout / "bench" / "bench_later.py").write_text("from stormfast.work import recode\n")
-    selection = compare.beside_other_work(Selection(QUICK.paths, ("--device", "cpu")))
-    found = launch(checkout, selection, tmp_path)
+    found = launch(checkout, compare.selection_of(compare.parser_of(None).parse_args([])), tmp_path)
     assert list(found.names.values()) == [f"bench/bench_work.py::test_one[{name}]" for name in ("encode", "decode")]
     assert list(found.seconds.values()) == pytest.approx([0.003, 0.002], rel=0.1)
     assert found.failures.keys() == {"bench/bench_work.py::test_broken", "bench/bench_later.py"}

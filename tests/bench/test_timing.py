@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,15 +25,6 @@ def test_a_round_is_as_many_calls_as_it_says() -> None:
         assert len(seen) == timed.calls
     assert seen[:5] == [(1,), (3,), (2,), (4,), (1,)]  # sets take turns
     assert timing.as_calls(lambda: time.sleep(0.003), CPU).calls == 1
-
-
-def test_input_sets_exceed_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    properties = SimpleNamespace(L2_cache_size=60_000_000)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
-    cuda = torch.device("cuda")
-    sizes = [4_000_000, 3_999_999, 1e9]
-    assert [timing.num_sets(size, cuda) for size in sizes] == [30, 31, 2]
-    assert timing.num_sets(4_000_000, CPU) == 1
 
 
 @pytest.mark.gpu
