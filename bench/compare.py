@@ -10,7 +10,7 @@ OMP_NUM_THREADS=1 beside other work.
 
 `ratio` is new over old, above 1 is slower, with a 95 % interval (bench/ratios.py). `slower`: the ratio is above --limit
 and the interval above 1; the exit status is 1. `faster`: the same the other way. `same`: the interval lies within the
-limit. `unclear`: none of these. What is or may be slower is launched again first, twice at most.
+limit. `unclear`: none of these. What differs or may be slower is launched again first, twice at most.
 The status is 1 too where a bench fails in this checkout or none could be compared; 2 is bad input.
 """
 
@@ -109,7 +109,7 @@ def compare_checkouts(comparison: Comparison, trees: Sequence[Path], selection: 
         ratios = comparison.ratios().items()
         if not (again := [bench for bench, ratio in ratios if ratio.needs_more(comparison.limit, repeat)]):
             break
-        log_line(f"{len(again)} benches are or may be slower and are launched again")
+        log_line(f"{len(again)} benches differ or may be slower and are launched again")
         names = [tuple(side.names[bench] for bench in again) for side in comparison.pairs[0]]
         selections = [replace(selection, paths=paths) for paths in names]
 

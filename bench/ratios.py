@@ -35,8 +35,11 @@ class Ratio:
         return "same" if self.low >= 1 / limit and self.high <= limit else "unclear"
 
     def needs_more(self, limit: float, repeats: int) -> bool:
-        """Whether to launch again: what is or may be slower once, what may be twice."""
-        return self.high > limit and (repeats == 0 or self.verdict(limit) == "unclear") and repeats < MAX_REPEATS
+        """Whether to launch again: once to confirm slower or faster, and MAX_REPEATS times while it may be slower."""
+        verdict = self.verdict(limit)
+        if verdict == "unclear":
+            return self.high > limit and repeats < MAX_REPEATS
+        return verdict != "same" and repeats == 0
 
 
 def paired_ratio(pairs: Sequence[tuple[float, float]]) -> Ratio:

@@ -62,3 +62,10 @@ def test_too_few_pairs_are_refused() -> None:
 )
 def test_the_verdict(ratio: Ratio, verdict: str) -> None:
     assert ratio.verdict(1.10) == verdict
+
+
+def test_what_differs_is_confirmed_once_and_what_may_be_slower_is_launched_again() -> None:
+    ratios = {"slower": Ratio(1.2, 1.1, 1.3), "faster": Ratio(0.8, 0.7, 0.9), "same": Ratio(1.0, 0.95, 1.05)}
+    ratios |= {"may be slower": Ratio(1.0, 0.8, 1.2), "may be faster": Ratio(1.0, 0.8, 1.05)}
+    again = [{name for name, ratio in ratios.items() if ratio.needs_more(1.10, repeats)} for repeats in range(3)]
+    assert again == [{"slower", "faster", "may be slower"}, {"may be slower"}, set()]
