@@ -50,7 +50,10 @@ def train(
             with build(config, run_dir, decided) as run:
                 learn(run, signals, callback, quiet)
         except (MemoryError, RuntimeError) as error:
-            raise explained(error, config) from None
+            explanation = explained(error, config)
+            if explanation is error:
+                raise  # as it is, with its cause: a user's game may have raised it
+            raise explanation from None
     run.stopped_by = signals.first
     return run
 

@@ -176,6 +176,18 @@ def test_what_does_not_fit_in_memory_says_so(tmp_path: Path) -> None:
         train(small_config(tmp_path, game="Catch", steps=10, world_model__width=10**6), tmp_path)
 
 
+def test_an_error_of_the_game_keeps_its_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cause = KeyError("what the game lacks")
+
+    def build(*_: object) -> None:
+        raise RuntimeError("the game broke") from cause
+
+    monkeypatch.setattr("stormfast.loop.build", build)
+    with pytest.raises(RuntimeError, match="the game broke") as caught:
+        train(small_config(tmp_path, game="Catch"), tmp_path)
+    assert caught.value.__cause__ is cause
+
+
 def test_a_finished_run_has_nothing_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = small_config(tmp_path / "run", game="Catch", steps=50)
     run(config)
