@@ -40,4 +40,8 @@ class SignalWatch:
 
     def _catch(self, number: int, frame: FrameType | None) -> None:
         self.caught.append(signal.SIGTERM if number == signal.SIGHUP else number)
-        self.on_signal(len(self.caught))
+        try:
+            self.on_signal(len(self.caught))
+        except BaseException:
+            self.__exit__()  # one signal more, while things are closed, does what it did before
+            raise

@@ -65,6 +65,16 @@ def test_what_the_callback_raises_interrupts_and_handlers_come_back():
         interrupted()
 
 
+def test_handlers_are_back_already_while_things_are_closed(handlers):
+    def interrupt(count):
+        raise KeyboardInterrupt
+
+    with SignalWatch(interrupt):
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        assert all(signal.getsignal(number) is handlers for number in WATCHED)
+
+
 def test_under_nohup_a_hangup_stays_ignored(handlers):
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with SignalWatch() as signals:
