@@ -107,8 +107,12 @@ class Trained:
         self._check_decoder()
         length = self._context + horizon
         rows = self.play(max(512, 2 * length), seed=seed)
-        inside = slice(self._context - 1, None)  # no episode ends within, where there is such a stretch
-        sample = window_sampler(rows, length, lambda window: ~window.is_last[:, inside].any(1), seed)
+        acted = slice(self._context - 1, -1)  # none of these actions ends an episode, where there is such a stretch
+
+        def lies_in_an_episode(window: Batch) -> torch.Tensor:
+            return ~(window.terminated | window.truncated | window.is_last)[:, acted].any(1)
+
+        sample = window_sampler(rows, length, lies_in_an_episode, seed)
         return open_loop(self.world_model, sample(num), self._context, seed=seed)
 
     @property

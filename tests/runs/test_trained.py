@@ -199,6 +199,15 @@ def test_a_dream_lies_within_an_episode_where_one_is_long_enough(trained, monkey
     assert longer.imagined.shape == (2, 51, 3, 64, 64)
 
 
+def test_a_dream_lies_within_an_episode_where_replay_has_no_last_observations(tmp_path, monkeypatch):
+    path, _ = save_run(tmp_path / "run", **{"world_model.separate_episodes": False})
+    agent = load(path, "cpu")
+    rows = agent.play(ROWS)
+    monkeypatch.setattr(Trained, "play", lambda self, steps, seed: rows)
+    clip = agent.dream(horizon=5, num=64)
+    assert not clip.real_end.any()
+
+
 @pytest.mark.parametrize(("horizon", "num"), [(0, 1), (1, 0), (-1, 1)])
 def test_a_dream_of_nothing_is_refused(trained, horizon, num):
     with pytest.raises(UserError, match=f"1 or more, got {horizon} and {num}"):
