@@ -99,7 +99,7 @@ def choose_preset(name: Preset, device_name: str) -> tuple[Preset, str]:
     """The preset as named; auto takes fast with CUDA, cpu without. Raises: UserError for a device that is not here."""
     device, why = choose_device(device_name)
     if name != "auto":
-        return name, "asked for by --preset"
+        return name, "named by the run's settings"  # where the command resolved auto, too
     return ("fast" if device.type == "cuda" else "cpu"), f"--preset auto on {device} ({why})"
 
 

@@ -55,8 +55,9 @@ def test_what_is_asked_for_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = {"device": "cpu", "precision": "bfloat16", "compile": "default", "env_backend": "envpool"}
     made = plan(override(preset_config("tiny", "standard"), asked))
     assert made.rows() | asked | {"preset": "tiny"} == made.rows()
-    for name in ("device", "precision", "compile", "env_backend", "preset"):
+    for name in ("device", "precision", "compile", "env_backend"):
         assert made.why[name] == f"asked for by --{name.replace('_', '-')}"
+    assert made.why["preset"] == "named by the run's settings"
 
 
 def test_compile_and_precision_alone(monkeypatch: pytest.MonkeyPatch) -> None:
