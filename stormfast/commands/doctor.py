@@ -117,15 +117,20 @@ def _envpool() -> str:
 
 
 def _plans() -> str:
-    """What `stormfast train` would use, for one environment and for several."""
-    from stormfast.plan import plan
-    from stormfast.settings import TrainConfig
+    """What `stormfast train` would use, with as many environments as its preset has, and with one or several."""
+    from dataclasses import replace
+
+    from stormfast.plan import choose_preset, plan
+    from stormfast.settings import preset_config
 
     lines = ["plan of `stormfast train --game Pong`:"]
     try:
-        one, several = plan(TrainConfig()), plan(TrainConfig(num_envs=4))
+        preset, _ = choose_preset("auto", "auto")
+        config = replace(preset_config(preset, "standard"), preset="auto")
+        other = 4 if config.num_envs == 1 else 1
+        made, with_other = plan(config), plan(replace(config, num_envs=other))
     except UserError as error:
         return f"problem: {error}"
-    lines += [f"  {name}: {value}, because {one.why[name]}" for name, value in one.rows().items()]
-    lines.append(f"  with --num-envs 4, env_backend: {several.env_backend}, because {several.why['env_backend']}")
-    return "\n".join(lines)
+    lines += [f"  {name}: {value}, because {made.why[name]}" for name, value in made.rows().items()]
+    reason = f"{with_other.env_backend}, because {with_other.why['env_backend']}"
+    return "\n".join([*lines, f"  with --num-envs {other}, env_backend: {reason}"])

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from stormfast.commands import doctor
+from stormfast.commands.train import read_config
 from stormfast.plan import plan
-from stormfast.settings import TrainConfig
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,16 +27,27 @@ def test_healthy_installation(capsys: pytest.CaptureFixture[str], monkeypatch: p
     assert not [line for line in lines if line.startswith("problem:")]
     for distribution in doctor.REQUIRED:
         assert f"{distribution} {metadata.version(distribution)}" in lines
-    for topic in (
-        "CUDA devices: ",
-        "Triton: ",
-        "envpool: ",
-        "  env_backend: ale",
-        "  with --num-envs 4, env_backend: envpool",
-    ):
+    for topic in ("CUDA devices: ", "Triton: ", "envpool: "):
         assert any(line.startswith(topic) for line in lines), topic
-    for name, value in plan(TrainConfig()).rows().items():
+    for name, value in plan(read_config(["--game", "Pong"]).one_run()).rows().items():  # as the command would
         assert any(line.startswith(f"  {name}: {value}, because ") for line in lines), name
+
+
+@pytest.mark.parametrize(
+    ("cuda", "env_backend", "other"),
+    [
+        (False, "envpool", "with --num-envs 1, env_backend: ale"),
+        (True, "ale", "with --num-envs 4, env_backend: envpool"),
+    ],
+)
+def test_the_emulator_is_that_of_the_preset(
+    cuda: bool, env_backend: str, other: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = ("fast" if cuda else "cpu", "so it is")
+    monkeypatch.setattr("stormfast.plan.choose_preset", lambda name, device: chosen)
+    lines = doctor._plans().splitlines()
+    assert any(line.startswith(f"  env_backend: {env_backend}, because") for line in lines)
+    assert lines[-1].startswith(f"  {other}, because")
 
 
 def test_in_a_process(command: list[str], tmp_path: Path) -> None:
@@ -73,7 +84,7 @@ def test_without_envpool_several_environments_use_ale(
     status, lines = report(capsys)
     assert status == 0
     assert any(line.startswith("problem: import envpool fails") for line in lines)
-    assert any(line.startswith("  with --num-envs 4, env_backend: ale") for line in lines)
+    assert sum("env_backend: ale, because" in line for line in lines) == 2
 
 
 def test_bad_kernel_choice_is_a_problem(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
