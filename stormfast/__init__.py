@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from stormfast.agent import Agent
-    from stormfast.api import Run, config, dream, evaluate, load, make_env, register_game, train
+    from stormfast.api import Run, config, dream, evaluate, load, make_env, register_game, resume, train
     from stormfast.errors import UserError
     from stormfast.replay import Replay
     from stormfast.world_model import WorldModel
@@ -32,6 +32,7 @@ __all__ = [
     "load",
     "make_env",
     "register_game",
+    "resume",
     "train",
 ]
 

@@ -9,7 +9,6 @@
 True
 """
 
-import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -93,10 +92,18 @@ def config(
 
     Raises: UserError for an unknown setting, or a value of the wrong type, out of range, or at odds with another.
     """
+    _check_given_once(settings, "preset", "protocol", "device")
     chosen, _ = choose_preset(preset, device)
     made = override(preset_config(chosen, protocol), dict(settings or {}) | {"device": device})
     validate(made)
     return made
+
+
+def _check_given_once(settings: Mapping[str, Any] | None, *arguments: str) -> None:
+    """Raises UserError for a setting that is an argument of the function: one of the two would be ignored."""
+    for name in arguments:
+        if name in (settings or {}):
+            raise UserError(f"{name} must be given as an argument of its own, not in settings; leave it out there")
 
 
 def train(
@@ -123,6 +130,7 @@ def train(
         quiet: False prints as the command does.
     Raises: UserError for settings that cannot be, and what cannot be had, made, or saved.
     """
+    _check_given_once(settings, "game", "seed", "run_dir", "resume", *(() if steps is None else ("steps",)))
     given: dict[str, Any] = {"game": game, "seed": seed, "run_dir": None if run_dir is None else str(run_dir)}
     given |= {} if steps is None else {"steps": steps}
     settings_of_run = config(preset, protocol, dict(settings or {}) | given, device=device)
@@ -133,13 +141,17 @@ def resume(
     run_dir: Path | str,
     *,
     steps: int | None = None,
-    device: str = "auto",
+    device: str | None = None,
     callback: Callable[[int, Metrics], object] = lambda step, metrics: None,
     quiet: bool = True,
 ) -> Run:
-    """Goes on with a run from its last checkpoint, for `steps` in all. Arguments and errors as of train."""
-    saved = load_config(Path(run_dir))
-    wanted = dataclasses.replace(saved, steps=saved.steps if steps is None else steps, device=device, resume=True)
+    """Goes on with a run from its last checkpoint, for `steps` in all, by default on the device of its settings.
+
+    Arguments and errors as of train.
+    """
+    given = {"steps": steps, "device": device}
+    changed = {name: value for name, value in given.items() if value is not None}
+    wanted = override(load_config(Path(run_dir)), changed | {"resume": True})
     validate(wanted)
     return _train(wanted, callback, quiet)
 
@@ -204,6 +216,7 @@ def make_env(
 
     Args: settings: dotted names -> values, as of train. Raises: UserError.
     """
+    _check_given_once(settings, "game", "num_envs", "seed", "preset", "protocol")
     given = dict(settings or {}) | {"game": game, "num_envs": num_envs, "seed": seed}
     made = override(preset_config("tiny", protocol), given)
     validate(made)

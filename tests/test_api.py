@@ -115,7 +115,8 @@ def test_a_run_goes_on_where_it_was(tmp_path):
     assert resumed.config.steps == 52
     first, second = ({n: v for n, v in run.metrics()[-1].items() if n != "seconds"} for run in (whole, resumed))
     assert first == second
-    assert api.resume(tmp_path / "part", device="cpu").step == 52  # nothing left to do
+    again = api.resume(tmp_path / "part")
+    assert (again.step, again.config.device) == (52, "cpu")  # nothing left to do, on the device that it had
     with pytest.raises(UserError, match="steps must be >= 1"):
         api.resume(tmp_path / "part", steps=0, device="cpu")
 
@@ -140,6 +141,9 @@ def test_training_works_in_another_thread(tmp_path):
         ({"steps": 0}, "steps must be"),
         ({"seed": -1}, "seed must be"),
         ({"device": "cuda:99"}, "cuda:99"),
+        ({"settings": {"seed": 3}}, "seed must be given as an argument"),  # or the argument's default would win
+        ({"settings": {"device": "cpu"}}, "device must be given as an argument"),
+        ({"settings": {"steps": 9}, "steps": 8}, "steps must be given as an argument"),
         ({"settings": SETTINGS | {"replay.demonstration": "no.npz", "replay.demonstration_share": 0.5}}, "no.npz"),
     ],
 )
@@ -246,8 +250,10 @@ def test_make_env_is_a_game_by_the_rules_of_a_protocol():
     again = api.make_env("Catch", 3, seed=5)
     assert np.array_equal(frames[0], again.reset().obs)
     assert frames[0].shape == (3, 3, 64, 64)
-    with pytest.raises(UserError, match="num_envs must be"):
+    with pytest.raises(UserError, match="num_envs must be >= 1"):
         api.make_env("Catch", 0)
+    with pytest.raises(UserError, match="seed must be given as an argument"):
+        api.make_env("Catch", settings={"seed": 3})
     with pytest.raises(UserError, match="Unknown field"):
         api.make_env("Catch", settings={"env.nothing": 1})
 
