@@ -1,6 +1,6 @@
 """The learner: one optimiser step of the world model on replay, one of the agent on imagination.
 
-It knows the losses and no environment; the loop in train.py knows the environment and no loss.
+It knows the losses and no environment; the loop in loop.py knows the environment and no loss.
 """
 
 from collections.abc import Iterator

@@ -2,7 +2,8 @@
 
 A file has a docstring, which is the help text of its command; a frozen dataclass Config, which is its arguments;
 run(config) -> exit status; and perhaps check(config), which refuses bad values before anything is loaded. It does not
-parse, does not catch UserError, and imports torch only inside run. Ideas live elsewhere.
+parse, does not catch UserError, and imports torch only inside run. Ideas live elsewhere. `train` alone, whose defaults
+depend on its arguments, has main(args) instead of run and reads them itself.
 """
 
 COMMANDS: dict[str, tuple[str, str]] = {  # name: (what it does, an example)

@@ -19,7 +19,7 @@ class VectorEnv(ABC):
     Attributes:
         num_envs: N.
         num_actions: A, the size of the game's minimal action set.
-        backend: envpool, ale or gymnasium.
+        backend: envpool, ale or gymnasium; or dream.
     """
 
     def __init__(self, num_envs: int, num_actions: int, backend: str) -> None:
