@@ -25,8 +25,9 @@ Contexts = Callable[[int], Batch]  # number of windows -> that many windows of r
 class DreamEnv(VectorEnv):
     """N dreams, stepped together; each that ends starts anew from another context, as a real vector environment would.
 
-    A dream ends where the model's end of an episode, drawn with its predicted probability, comes up (terminated), or
-    after `horizon` steps (truncated). The model sees the last L steps, as many as its training windows have.
+    A dream terminates at random, with the model's predicted probability that the episode has ended, and is truncated
+    after `horizon` steps. To a model trained with life_loss_terminates a lost life is such an end. The model sees the
+    last L steps, as many as its training windows have.
 
     Args:
         world_model: in evaluation mode, with a decoder.
@@ -153,7 +154,7 @@ class Dream:
     action: np.ndarray  # [N, H] int64
     real_reward: np.ndarray  # [N, H] float32
     reward: np.ndarray  # [N, H] float32, predicted
-    real_end: np.ndarray  # [N, H] bool, the action ended the episode
+    real_end: np.ndarray  # [N, H] bool, the action ended the episode; a lost life does not count
     continuation: np.ndarray  # [N, H] float32, predicted chance that the episode goes on
 
 
