@@ -20,7 +20,6 @@ from stormfast.dream_env import Dream, DreamEnv
 from stormfast.envs import check_settings, games
 from stormfast.envs import make_env as make_vector_env
 from stormfast.envs.vector import VectorEnv
-from stormfast.errors import UserError
 from stormfast.loop import train as train_run
 from stormfast.plan import choose_preset, plan
 from stormfast.player import Player
@@ -162,7 +161,7 @@ def _train(wanted: TrainConfig, callback: Callable[[int, Metrics], object], quie
     try:
         decided.save(path)
         train_run(wanted, path, decided, callback=callback, quiet=quiet)
-    except (UserError, KeyboardInterrupt):
+    except BaseException:
         if not wanted.resume:
             discard_unused(path)  # so that the same call can be made again once what is wrong is put right
         raise

@@ -54,6 +54,11 @@ def train(
             if explanation is error:
                 raise  # as it is, with its cause: a user's game may have raised it
             raise explanation from None
+        except SystemExit as stop:  # status 0 would say that the run is done
+            raise UserError(
+                f"{config.game} must not end the process, but called sys.exit({stop.code!r}); let it raise an error "
+                "instead. The run can be resumed from its last checkpoint, where there is one."
+            ) from None
     run.stopped_by = signals.first
     return run
 

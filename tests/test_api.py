@@ -268,3 +268,19 @@ def test_a_registered_game_is_trained_and_scored_by_its_name(tmp_path, monkeypat
     assert score.human_normalised == pytest.approx((score.mean + 3) / 8)
     with pytest.raises(UserError, match="Catch"):
         api.register_game("Catch", Catch)
+
+
+class Trouble(RuntimeError):
+    """Of a game."""
+
+
+@pytest.mark.parametrize(("trouble", "expected"), [(Trouble(), Trouble), (SystemExit(0), UserError)])
+def test_a_game_that_cannot_be_made_leaves_no_run(tmp_path, monkeypatch, trouble, expected):
+    def make():
+        raise trouble
+
+    monkeypatch.setattr("stormfast.envs.games._registered", {})
+    api.register_game("Trouble", make)
+    with pytest.raises(expected):
+        api.train("Trouble", run_dir=tmp_path / "run", preset="tiny", device="cpu", steps=56, settings=SETTINGS)
+    assert not (tmp_path / "run").exists()

@@ -53,7 +53,7 @@ def main(args: list[str]) -> int:
     try:
         decided.save(run_dir)
         run = train(config, run_dir, decided)
-    except (UserError, KeyboardInterrupt):
+    except BaseException:
         if not config.resume:
             discard_unused(run_dir)  # so that the same command can be given again once what is wrong is put right
         raise

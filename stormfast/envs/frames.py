@@ -87,7 +87,7 @@ def resize(picture: np.ndarray) -> np.ndarray:
 
 def format_of_space(game: str, env: gymnasium.Env[Any, Any]) -> FrameFormat:
     """The format that an environment's observation_space promises. Raises: UserError for anything but pixels."""
-    space = env.observation_space
+    space = getattr(env, "observation_space", None)
     if not isinstance(space, Box):
         raise UserError(f"{game} must show pixels, got {shortly(space)}; give one Box of them, or {RENDER_OBS}")
     _refuse_frame_stack(game, env, space.shape)
@@ -123,6 +123,8 @@ def _format(game: str, shape: tuple[int, ...], dtype: Any) -> FrameFormat:
 
 def _layout(shape: tuple[int, ...]) -> str | None:
     """Where the channels are; last where both ends could be, None where neither could."""
+    if 0 in shape:
+        return None
     if len(shape) == 2:
         return "HW"
     if len(shape) != 3:
@@ -133,6 +135,8 @@ def _layout(shape: tuple[int, ...]) -> str | None:
 def _why_not_pixels(shape: tuple[int, ...]) -> str:
     if len(shape) < 2:
         return f"; {RENDER_OBS}"
+    if 0 in shape:
+        return "; no side may be 0"
     channels = min(shape[0], shape[-1])
     if len(shape) == 3 and channels == 4:
         return "; drop the alpha of RGBA; of four stacked frames give one: the agent has a memory of its own"

@@ -228,7 +228,14 @@ def _gymnasium_spec(name: str) -> Any:
 def _load_make(name: str) -> Callable[[], Any]:
     """What package.module:make or path/to/file.py:make names."""
     module_name, _, function = name.rpartition(":")
-    module = _load_file(Path(module_name)) if module_name.endswith(".py") else _load_module(module_name)
+    try:
+        module = _load_file(Path(module_name)) if module_name.endswith(".py") else _load_module(module_name)
+    except SyntaxError as error:
+        where = f"{error.filename or module_name}, line {error.lineno or 0}"
+        raise UserError(f"{name} must be Python, but {where}: {error.msg}; correct it") from None
+    except SystemExit as stop:
+        guard = "put that under `if __name__ == '__main__'`"
+        raise UserError(f"{name} must be importable, but importing it calls sys.exit({stop.code!r}); {guard}") from None
     if not hasattr(module, function):
         raise UserError(f"{name} must exist, but {module_name} has no '{function}'.{nearest(function, vars(module))}")
     make = getattr(module, function)

@@ -35,7 +35,7 @@ class PixelEnv(SingleEnv):
     """
 
     def __init__(self, name: str, env: gymnasium.Env[Any, Any], config: EnvConfig, seed: int) -> None:
-        num_actions, self._to_action = flatten_actions(name, env.action_space)
+        num_actions, self._to_action = flatten_actions(name, getattr(env, "action_space", None))
         super().__init__(num_actions)
         self.can_save = hasattr(env, "get_state") and hasattr(env, "set_state")
         self._format: FrameFormat | None = None  # of render()'s frames, known from the first on

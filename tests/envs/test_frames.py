@@ -95,6 +95,7 @@ NOT_PIXELS = [
     (stacked(4), "wrapper FrameStackObservation stacks them.*leave it out"),
     (stacked(3), "wrapper FrameStackObservation stacks them"),  # would pass for RGB
     (Shows(uint8(64, 64, 5)), r"G must show pixels, uint8.*got uint8 of shape \(64, 64, 5\)"),
+    (Shows(uint8(0, 64, 3)), r"got uint8 of shape \(0, 64, 3\); no side may be 0"),
     (Shows(Box(-1, 1, (4,))), r"got float32 of shape \(4,\); .*--env.render-obs"),
     (Shows(Box(0, 255, (64, 64, 3), np.int64)), "got int64; convert them"),
     (Shows(Box(0, 255, (64, 64, 3), np.float32)), r"float32 pixels in 0\.\.1, got a Box from 0 to 255; rescale"),

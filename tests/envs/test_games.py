@@ -213,3 +213,18 @@ def test_without_ale_py(monkeypatch: pytest.MonkeyPatch) -> None:
     finally:
         monkeypatch.undo()
         atari_games.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("x = 1\ndef (", r"must be Python, but .*game\.py, line 2: invalid syntax; correct it"),
+        ("a\0b", "must be Python"),
+        ("raise SystemExit(0)", r"importing it calls sys\.exit\(0\)"),
+    ],
+)
+def test_a_file_that_cannot_be_imported(tmp_path: Path, text: str, expected: str) -> None:
+    (tmp_path / "game.py").write_text(text)
+    with pytest.raises(UserError, match=expected) as caught:
+        check_game(f"{tmp_path}/game.py:make")
+    assert "\n" not in str(caught.value)
