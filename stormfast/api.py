@@ -20,6 +20,7 @@ from stormfast.dream_env import Dream, DreamEnv
 from stormfast.envs import check_settings, games
 from stormfast.envs import make_env as make_vector_env
 from stormfast.envs.vector import VectorEnv
+from stormfast.errors import UserError
 from stormfast.loop import train as train_run
 from stormfast.plan import choose_preset, plan
 from stormfast.player import Player

@@ -85,14 +85,6 @@ def test_a_library_that_raises_is_one_row(monkeypatch: pytest.MonkeyPatch) -> No
     assert "over_auto" not in measured  # there is nothing to compare with
 
 
-def test_ratios_to_auto() -> None:
-    rates = {"ale": [2000.0, 1000.0, 2500.0], "envpool": [4000.0, 3000.0, 5000.0]}
-    rows = [{"backend": name, "failure": "", "vector_env": {"rates": each}} for name, each in rates.items()]
-    collection.compare_with("ale", rows)
-    assert rows[0]["over_auto"] == {"median": 1.0, "least": 1.0, "most": 1.0}
-    assert rows[1]["over_auto"] == {"median": 2.0, "least": 2.0, "most": 3.0}
-
-
 @pytest.mark.slow
 def test_a_whole_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = "--games Pong --num-envs 2 --seconds 0.3 --rounds 2"
