@@ -132,8 +132,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
     """All of it, as JSON types."""
     limit, seconds, names = comparison.limit, comparison.seconds(), comparison.pairs[0][1].names
     benches = [
-        {"bench": names[bench], "seconds": seconds[bench], **asdict(ratio)}
-        | {"visible": ratio.smallest_visible(limit), "verdict": ratio.verdict(limit)}
+        {"bench": names[bench], "seconds": seconds[bench], **asdict(ratio), "verdict": ratio.verdict(limit)}
         for bench, ratio in comparison.ratios().items()
     ]
     rest = {side: {"only": comparison.only(i), "failures": comparison.failures(i)} for i, side in enumerate(SIDES)}
@@ -142,13 +141,12 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
 
 def show(comparison: Comparison) -> str:
     """The table, and what is not in it."""
-    header = ["bench", "launches", "old ms", "new ms", "ratio", f"{CONFIDENCE:.0%} interval", "visible", "verdict"]
+    header = ["bench", "launches", "old ms", "new ms", "ratio", f"{CONFIDENCE:.0%} interval", "verdict"]
     rows, result = [], as_json(comparison)
     for each in result["benches"]:
         old, new = (f"{1e3 * statistics.median(side):.4g}" for side in zip(*each["seconds"], strict=True))
-        ratio, visible = f"{each['value']:.3f}", f"{each['visible']:.2f}"
-        interval, verdict = f"{each['low']:.3f} - {each['high']:.3f}", each["verdict"]
-        rows.append([each["bench"], str(len(each["seconds"])), old, new, ratio, interval, visible, verdict])
+        ratio, interval = f"{each['value']:.3f}", f"{each['low']:.3f} - {each['high']:.3f}"
+        rows.append([each["bench"], str(len(each["seconds"])), old, new, ratio, interval, each["verdict"]])
     counts = [f"{count} {verdict}" for verdict, count in Counter(row[-1] for row in rows).items()]
     lines = [f"this checkout against {comparison.old_name}, limit {comparison.limit:g}", "", markdown(header, rows), ""]
     lines.append(", ".join(counts) or "nothing could be compared")

@@ -46,12 +46,9 @@ def paired_ratio(pairs: Sequence[tuple[float, float]]) -> Ratio:
     """The median of the means of any two log ratios, or one twice, and the interval of the signed-rank test.
 
     Args:
-        pairs: [P] of old and new seconds of a pair of launches.
-    Raises: ValueError for fewer than MIN_PAIRS.
+        pairs: [P >= MIN_PAIRS] of old and new seconds of a pair of launches.
     Source: Hodges and Lehmann, 1963, Estimates of location based on rank tests.
     """
-    if len(pairs) < MIN_PAIRS:
-        raise ValueError(f"an interval needs at least {MIN_PAIRS} pairs of launches, got {len(pairs)}")
     old, new = np.asarray(pairs, np.float64).T
     logs = np.log(new / old)
     first, second = np.triu_indices(len(logs))

@@ -111,6 +111,7 @@ def test_what_one_side_lacks_or_fails_is_listed_and_not_compared() -> None:
     assert (comparison.only(0), comparison.only(1)) == (["gone"], ["added"])
     assert (comparison.failures(0), comparison.failures(1)) == ({}, {"bench_x.py": "ImportError"})
     assert comparison.exit_status() == 1
+    assert {"only in old: gone", "failed in new: bench_x.py: ImportError"} <= set(compare.show(comparison).splitlines())
 
 
 def test_the_status_is_1_for_slower_or_nothing() -> None:

@@ -35,15 +35,6 @@ def test_bytes_of_sampling_are_those_of_its_tensors(dtype: torch.dtype) -> None:
     assert {name: CASES[name].work(shape, dtype).bytes for name in expected} == expected
 
 
-def test_a_rollout_of_storm_by_hand() -> None:
-    """[16384, 32, 32] is 16,777,216 elements in 524,288 rows."""
-    shape, bf16 = (16384, 32, 32), torch.bfloat16
-    assert CASES["rollout-sample"].work(shape, bf16) == Work(16_777_216 * 4 + 524_288 * 12, 167_772_160)
-    assert CASES["prior-log-probs"].work(shape, bf16) == Work(16_777_216 * 6, 134_217_728)
-    assert CASES["model-sample-gradient"].work(shape, bf16) == Work(16_777_216 * 10, 251_658_240)
-    assert Work(1, 2) + Work(3, 4) == Work(4, 6)
-
-
 def test_work_of_an_attention_step_is_that_of_its_tensors_and_of_its_products() -> None:
     batch, heads, head_dim, length = 3, 2, 8, 5
     query, key, value = torch.randn(3, batch, heads, head_dim).unbind()

@@ -46,11 +46,6 @@ def test_the_interval_leaves_out_as_much_as_all_signs_say(count: int) -> None:
     assert num_outside(count) == max(k for k, tail in enumerate(tails) if tail <= 1 - CONFIDENCE)
 
 
-def test_too_few_pairs_are_refused() -> None:
-    with pytest.raises(ValueError, match="at least 6 pairs of launches, got 5"):
-        paired_ratio([(1.0, 1.0)] * 5)
-
-
 @pytest.mark.parametrize(
     ("ratio", "verdict"),
     [
