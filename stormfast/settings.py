@@ -356,7 +356,10 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
 
 
 def preset_config(preset: str, protocol: str) -> TrainConfig:
-    """The settings of a preset (any but auto) under a protocol, before the user's own."""
+    """The settings of a preset (any but auto) under a protocol, before the user's own. Raises: UserError."""
+    for what, name, known in (("preset", preset, PRESETS), ("protocol", protocol, PROTOCOLS)):
+        if name not in list(known):  # of a list, so that what cannot be hashed is looked up too
+            raise UserError(f"{what} must be one of {', '.join(known)}, got {name!r}")
     base = TrainConfig(preset=preset, protocol=protocol)  # type: ignore[arg-type]
     return override(base, PRESETS[preset] | PROTOCOLS[protocol])
 

@@ -284,3 +284,21 @@ def test_a_game_that_cannot_be_made_leaves_no_run(tmp_path, monkeypatch, trouble
     with pytest.raises(expected):
         api.train("Trouble", run_dir=tmp_path / "run", preset="tiny", device="cpu", steps=56, settings=SETTINGS)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        (lambda run: api.config("nope"), "preset must be one of storm, .*got 'nope'"),
+        (lambda run: api.config("tiny", ["reference"]), r"protocol must be one of .*got \['reference'\]"),
+        (lambda run: run.evaluate("2"), "episodes must be 1 or more, got '2'"),
+        (lambda run: run.evaluate(2.5), "episodes must be 1 or more, got 2.5"),
+        (lambda run: run.evaluate(2, seed=-1), "seed must be a whole number of 0 or more, got -1"),
+        (lambda run: run.dream(4, seed=-1), "seed must be a whole number"),
+        (lambda run: run.dream(4.5), "horizon and a number of 1 or more, got 4.5 and 1"),
+        (lambda run: run.dream(4, "2"), "got 4 and '2'"),
+    ],
+)
+def test_values_of_the_wrong_kind(run, call, expected):
+    with pytest.raises(UserError, match=expected):
+        call(run)

@@ -71,8 +71,8 @@ def evaluate(
     """
     seed_of_games, rules = env_seed(config.seed, seed), config.evaluation
     count = default_episodes(config) if episodes is None else episodes
-    if count < 1:
-        raise UserError(f"episodes must be 1 or more, got {count}")
+    if not isinstance(count, (int, np.integer)) or count < 1:
+        raise UserError(f"episodes must be 1 or more, got {count!r}")
     num_envs = min(num_envs, count)
     env = make_env(
         config.game, config.env, config.atari, num_envs=num_envs, backend=config.env_backend, seed=seed_of_games

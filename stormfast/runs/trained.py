@@ -102,8 +102,8 @@ class Trained:
 
         Args: horizon: H, imagined steps. num: N, how many stretches. Raises: UserError.
         """
-        if horizon < 1 or num < 1:
-            raise UserError(f"a dream needs a horizon and a number of 1 or more, got {horizon} and {num}")
+        if not all(isinstance(value, (int, np.integer)) and value >= 1 for value in (horizon, num)):
+            raise UserError(f"a dream needs a horizon and a number of 1 or more, got {horizon!r} and {num!r}")
         self._check_decoder()
         length = self._context + horizon
         rows = self.play(max(512, 2 * length), seed=seed)
@@ -148,7 +148,12 @@ def load(run_dir: Path | str, device: str = "auto") -> Trained:
 
 
 def env_seed(run_seed: int, seed: int) -> int:
-    """Seed of the games an agent is scored on: never those of its training, which come from (run seed, step)."""
+    """Seed of the games an agent is scored on: never those of its training, which come from (run seed, step).
+
+    Raises: UserError.
+    """
+    if not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise UserError(f"seed must be a whole number of 0 or more, got {seed!r}")
     return int(np.random.SeedSequence((seed, run_seed, 1)).generate_state(1)[0]) % (2**31 - 1024)
 
 
