@@ -31,6 +31,10 @@ def test_the_sum_is_taken_in_the_order_of_the_terms():
     assert weighted_sum(other, dict.fromkeys(terms, 1.0)).item() == 1
 
 
+def test_a_term_of_weight_zero_may_be_absent():
+    assert weighted_sum({"a": torch.tensor(2.0)}, {"a": 3.0, "b": 0.0}).item() == 6
+
+
 @pytest.mark.parametrize("weights", [{"a": 1.0}, {"a": 1.0, "b": 1.0, "c": 1.0}, {}])
 def test_names_must_be_the_same(weights):
     with pytest.raises(ValueError, match=r"'b'|'c'"):

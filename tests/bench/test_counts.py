@@ -42,6 +42,7 @@ def below(saved: dict[str, int], prefix: str) -> dict[str, int]:
 # --- the gate ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.counts
 @pytest.mark.parametrize("preset", PRESETS)
 def test_phases_ask_for_what_is_written_down(preset, saved):
     found = counts.differences(below(saved, f"{preset}."), count_runs.phases_of(preset))
