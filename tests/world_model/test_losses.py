@@ -246,7 +246,7 @@ def test_a_head_is_made_only_where_its_term_has_a_weight(monkeypatch):
 
 
 def test_each_term_needs_a_weight(monkeypatch):
-    monkeypatch.setattr(WorldModelLossConfig, "weights", lambda loss: WEIGHTS(loss) | {"speed": 0.0})
+    monkeypatch.setattr(WorldModelLossConfig, "weights", lambda loss: WEIGHTS(loss) | {"speed": 1.0})
     with pytest.raises(ValueError, match="speed"):
         losses_of(make_prediction(), make_batch(B, T))
 
