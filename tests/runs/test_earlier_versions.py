@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
 import stormfast.api as api
 from stormfast.cli import main
@@ -18,11 +19,11 @@ from stormfast.settings import RENAMED, SINCE
 SAVED = Path(__file__).parents[1] / "data" / "run-8b83cc7"
 
 # The expected numbers are of one thread on one CPU, where this version gives them to the last bit. Other machines and
-# thread counts add up in another order: errors of 1e-7 grow through 60 updates, but stay below 1e-4. Changes show above
-# it: agent.lam 0.95 -> 0.94 by 1.6e-2, gamma 0.985 -> 0.98 by 8e-3, world_model.unimix 0.01 -> 0.011 by 2e-3. So few
-# updates cannot show all: slow_critic_decay 0.98 -> 0.97 makes 7e-7. Metrics near 0 are differences of numbers of size
-# 1: hence the absolute part.
-CLOSE = {"rel": 1e-4, "abs": 1e-6}
+# thread counts add up in another order: errors of 1e-7 grow through 60 updates, but stay below 1e-3 (4.4e-4 with two
+# threads). Changes show above it: agent.lam 0.95 -> 0.94 by 1.6e-2, gamma 0.985 -> 0.98 by 8e-3, world_model.unimix
+# 0.01 -> 0.011 by 2e-3. So few updates cannot show all: slow_critic_decay 0.98 -> 0.97 makes 7e-7. Metrics near 0 are
+# differences of numbers of size 1: hence the absolute part.
+CLOSE = {"rel": 1e-3, "abs": 1e-5}
 
 
 @pytest.fixture
@@ -85,6 +86,16 @@ def test_a_renamed_setting_keeps_its_saved_value(run_dir):
     assert config.world_model.separate_episodes is False
 
 
+@pytest.fixture
+def one_thread():
+    """As the metrics were recorded."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_it_resumes_from_python(run_dir):
     run = api.resume(run_dir, steps=160, device="cpu")
     assert run.step == 160
