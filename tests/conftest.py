@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-if "PYTEST_XDIST_WORKER" in os.environ:
+if os.environ.pop("PYTEST_XDIST_WORKER", None):  # a pytest that a test starts is no worker: its benches are timed
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers share the cores; torch reads it when it is imported
 
 import torch
@@ -24,7 +24,6 @@ if (
 
 
 INSTRUMENTS = {"bench", "profiling"}  # folders of tests of what measures, not of what is measured
-
 
 # They take half a minute each, and begin first: no worker is left with one when the others have nothing to do.
 LONGEST = {
