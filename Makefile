@@ -5,17 +5,20 @@ PYTHON ?= python3
 GAME ?= Pong
 ARGS ?=
 REF ?=
+WORKERS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# A file's tests run in one worker, in order; files begin in the order of tests/conftest.py.
+PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: help train test test-all test-slow lint counts results bench bench-compare clean
 .DEFAULT_GOAL := help
 
 help:
 	@sed -n '1,2s/^# //p' Makefile
-	@echo "make lint | test-all (with the tests of bench/ and profiling/) | test-slow | clean"
+	@echo "make test [WORKERS=2] | lint | test-all (with the tests of bench/ and profiling/) | test-slow | clean"
 	@echo "make counts | results | bench [ARGS=\"--device cuda\"] | bench-compare [REF=main] [ARGS=...]"
 
 train: $(INSTALLED)
@@ -23,10 +26,10 @@ train: $(INSTALLED)
 
 # The product, and the exact counts of launches and host reads that every change must keep or name.
 test: lint
-	$(BIN)/python -m pytest -m "(not instruments or counts) and not slow and not gpu" $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) -m "(not instruments or counts) and not slow and not gpu" $(ARGS)
 
 test-all: lint
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)

@@ -69,9 +69,7 @@ def phases_of(preset: str) -> dict[str, int]:
     config, device_type = full_config(preset), "cuda" if preset in ON_GPU else "cpu"
     work = phase_work(config, MOST_ACTIONS, getattr(torch, config.precision), device_type)
     with operators_of(preset), warm_run(small_config(preset), WARMUP) as run:
-        found = device_phases(run)
-    with operators_of(preset), warm_run(small_config(preset), WARMUP) as run:
-        found |= around(run)
+        found = device_phases(run) | around(run)
     for name, counted in found.items():
         counts |= {
             f"{preset}.{name}.launches": counted.launches,

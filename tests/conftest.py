@@ -6,6 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+
+if os.environ.pop("PYTEST_XDIST_WORKER", None):  # a pytest that a test starts is no worker: its benches are timed
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers share the cores; torch reads it when it is imported
+
 import torch
 
 ROOT = Path(__file__).parents[1]
@@ -21,18 +25,32 @@ if (
 
 INSTRUMENTS = {"bench", "profiling"}  # folders of tests of what measures, not of what is measured
 
+# They take half a minute each, and begin first: no worker is left with one when the others have nothing to do.
+LONGEST = {
+    "tests/bench/test_benches.py",
+    "tests/bench/test_counts.py",
+    "tests/kernels/test_ahead_of_time.py",
+    "tests/test_compile.py",
+    "tests/test_loop.py",
+}
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of instruments are marked, and run after those of the product."""
+    """Tests of instruments are marked. First come the longest files, then the product, then other instruments."""
     for item in items:
         if INSTRUMENTS & set(item.path.relative_to(ROOT).parts[1:2]):
             item.add_marker(pytest.mark.instruments)
-    items.sort(key=lambda item: item.get_closest_marker("instruments") is not None)  # stable
+    items.sort(key=place)  # stable
     if not torch.cuda.is_available():
         skip = pytest.mark.skip(reason="no CUDA device")
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(skip)
+
+
+def place(item: pytest.Item) -> tuple[bool, bool]:
+    is_short = item.path.relative_to(ROOT).as_posix() not in LONGEST
+    return is_short, item.get_closest_marker("instruments") is not None
 
 
 @pytest.fixture

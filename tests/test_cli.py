@@ -175,8 +175,10 @@ def test_reader_that_leaves_is_no_error(command: list[str]) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-@pytest.mark.parametrize("args", [["games"], ["train", "--help"], ["train"]])
-@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    ("args", "unbuffered"),
+    [(["games"], ""), (["games"], "1"), (["train", "--help"], ""), (["train", "--help"], "1"), (["train"], "")],
+)
 def test_full_stdout_is_told(args: list[str], unbuffered: str, command: list[str], tmp_path: Path) -> None:
     with open("/dev/full", "w") as full:
         environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from stormfast import cli
 from stormfast.errors import UserError
 from stormfast.loop import crossed, due, train
 from stormfast.runs.checkpoint import load_checkpoint
@@ -28,6 +29,8 @@ SMALL = {
     "imagination.batch_size": 4,
     "imagination.horizon": 3,
     "agent.width": 8,
+    "world_model.updates_per_step": 0.25,  # what a run takes is its updates
+    "agent.updates_per_step": 0.2,
 }
 
 
@@ -203,7 +206,7 @@ def test_a_reader_that_leaves_does_not_end_the_run(tmp_path: Path, command: list
         "--preset",
         "tiny",
         "--steps",
-        "120",
+        "70",
         "--run-dir",
         str(tmp_path / "run"),
         "--logging.every",
@@ -214,7 +217,7 @@ def test_a_reader_that_leaves_does_not_end_the_run(tmp_path: Path, command: list
     process.stderr.readline()
     process.stderr.close()
     process.wait(timeout=120)
-    assert load_checkpoint(tmp_path / "run", "cpu").step == 120
+    assert load_checkpoint(tmp_path / "run", "cpu").step == 70
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -231,6 +234,8 @@ def test_a_signal_saves_and_leaves_with_one_line(tmp_path: Path, number: signal.
         str(run_dir),
         "--device",
         "cpu",
+        "--acting.random-steps",
+        "40",
         "--logging.every",
         "20",
     ]
@@ -239,20 +244,16 @@ def test_a_signal_saves_and_leaves_with_one_line(tmp_path: Path, number: signal.
         [sys.executable, "-m", "stormfast", "train", *flags], stderr=subprocess.PIPE, text=True, env=environment
     )
     metrics = run_dir / "metrics.jsonl"
-    deadline = time.monotonic() + 60
-    while not (metrics.exists() and metrics.read_text().count("\n") >= 5):
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 3):
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
         time.sleep(0.1)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + number
     assert "Traceback" not in errors
     assert errors.splitlines()[-1].startswith(f"stopped by {number.name} at step ")
     step = load_checkpoint(run_dir, "cpu").step
-    assert step >= 100
-    resumed = subprocess.run(
-        [sys.executable, "-m", "stormfast", "train", "--run-dir", str(run_dir), "--resume", "--steps", str(step + 20)],
-        capture_output=True, text=True, env=environment, timeout=120,
-    )  # fmt: skip
-    assert resumed.returncode == 0, resumed.stderr
-    assert load_checkpoint(run_dir, "cpu").step == step + 20
+    assert step >= 60
+    assert cli.main(["train", "--run-dir", str(run_dir), "--resume", "--steps", str(step + 5)]) == 0
+    assert load_checkpoint(run_dir, "cpu").step == step + 5
