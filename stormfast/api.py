@@ -24,9 +24,9 @@ from stormfast.errors import UserError
 from stormfast.loop import train as train_run
 from stormfast.plan import choose_preset, plan
 from stormfast.player import Player
-from stormfast.runs.directory import create, discard_unused, load_config
+from stormfast.runs.directory import METRICS, create, discard_unused, load_config
 from stormfast.runs.evaluation import evaluate as evaluate_run
-from stormfast.runs.metrics import METRICS
+from stormfast.runs.progress import log_line
 from stormfast.runs.trained import Trained
 from stormfast.runs.trained import load as load_trained
 from stormfast.schema import override
@@ -158,7 +158,7 @@ def resume(
 
 def _train(wanted: TrainConfig, callback: Callable[[int, Metrics], object], quiet: bool) -> Run:
     decided = plan(wanted)
-    path = create(wanted)
+    path = create(wanted, (lambda line: None) if quiet else log_line)
     try:
         decided.save(path)
         train_run(wanted, path, decided, callback=callback, quiet=quiet)

@@ -15,8 +15,7 @@ import stormfast.api as api
 from stormfast.envs.catch import Catch
 from stormfast.errors import UserError
 from stormfast.player import Player
-from stormfast.runs.directory import load_config
-from stormfast.runs.metrics import METRICS
+from stormfast.runs.directory import METRICS, load_config
 from stormfast.runs.trained import Trained
 
 SETTINGS = {
@@ -159,6 +158,37 @@ def test_an_unknown_game_is_refused(tmp_path):
         api.train("Catchh", preset="tiny", run_dir=tmp_path / "run")
 
 
+class Trouble(RuntimeError):
+    """Of a game."""
+
+
+class Breaking(Catch):
+    """Fails in its twentieth step."""
+
+    steps = 0
+
+    def step(self, action):
+        self.steps += 1
+        if self.steps == 20:
+            raise Trouble
+        return super().step(action)
+
+
+def test_a_run_that_failed_before_its_first_checkpoint_can_be_begun_again(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr("stormfast.envs.games._registered", {})
+    api.register_game("Breaking", Breaking)
+    options = {"run_dir": tmp_path / "run", "preset": "tiny", "device": "cpu", "settings": SETTINGS}
+    with pytest.raises(Trouble):
+        api.train("Breaking", steps=46, **options)
+    assert api.load(tmp_path / "run").metrics()[-1]["step"] == 10
+    with pytest.raises(UserError, match=r"No checkpoint in .* without --resume starts it anew"):
+        api.resume(tmp_path / "run")
+    assert capfd.readouterr().err == ""
+    again = api.train("Breaking", steps=15, quiet=False, **options)
+    assert "ended before its first checkpoint: starting anew there" in capfd.readouterr().err
+    assert [line["step"] for line in again.metrics()] == [10, 15]
+
+
 def test_a_run_is_never_overwritten(run):
     with pytest.raises(UserError, match="already holds a run"):
         train(run.path)
@@ -268,10 +298,6 @@ def test_a_registered_game_is_trained_and_scored_by_its_name(tmp_path, monkeypat
     assert score.human_normalised == pytest.approx((score.mean + 3) / 8)
     with pytest.raises(UserError, match="Catch"):
         api.register_game("Catch", Catch)
-
-
-class Trouble(RuntimeError):
-    """Of a game."""
 
 
 @pytest.mark.parametrize(("trouble", "expected"), [(Trouble(), Trouble), (SystemExit(0), UserError)])

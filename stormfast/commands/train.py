@@ -49,7 +49,7 @@ def main(args: list[str]) -> int:
     from stormfast.runs.progress import log_line
 
     decided = plan(config)
-    run_dir = create(config)
+    run_dir = create(config, log_line)
     try:
         decided.save(run_dir)
         run = train(config, run_dir, decided)
