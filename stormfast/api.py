@@ -9,7 +9,9 @@
 True
 """
 
+import inspect
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -131,6 +133,7 @@ def train(
     Raises: UserError for settings that cannot be, and what cannot be had, made, or saved.
     """
     _check_given_once(settings, "game", "seed", "run_dir", "resume", *(() if steps is None else ("steps",)))
+            It is saved, too, before what the callback raises comes through.
     given: dict[str, Any] = {"game": game, "seed": seed, "run_dir": None if run_dir is None else str(run_dir)}
     given |= {} if steps is None else {"steps": steps}
     settings_of_run = config(preset, protocol, dict(settings or {}) | given, device=device)
@@ -163,7 +166,25 @@ def _train(wanted: TrainConfig, callback: Callable[[int, Metrics], object], quie
         decided.save(path)
         train_run(wanted, path, decided, callback=callback, quiet=quiet)
     except BaseException:
+def _check_callback(callback: Any) -> None:
+    if not callable(callback):
+        raise UserError(f"callback must be a function of (step, metrics), got {callback!r}")
+    try:
+        inspect.signature(callback).bind(0, {})
+    except TypeError as error:
+        raise UserError(f"callback must be a function of (step, metrics), but calling it so gives: {error}") from None
+    except ValueError:  # a callable without a readable signature
+        pass
+
+
+def _check_path(name: str, value: Any) -> Path:
+    if not isinstance(value, (str, os.PathLike)):
+        raise UserError(f"{name} must be a path, got {value!r}")
+    return Path(value)
+
+
         if not wanted.resume:
+    _check_callback(callback)  # before anything is made
             discard_unused(path)  # so that the same call can be made again once what is wrong is put right
         raise
     return load(path, device=wanted.device)

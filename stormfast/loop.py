@@ -99,12 +99,27 @@ def learn(run: Run, signals: SignalWatch, callback: Callback, quiet: bool) -> No
             values = advance(run)
             progress.update(run.step, values)
             if values:
-                stopped = callback(run.step, values) is True
+                stopped = tell(callback, run, values)
         if run.step != run.saved_at:
             values = save(run)
             progress.update(run.step, values)
             if values:
-                callback(run.step, values)
+                tell(callback, run, values)
+
+
+def tell(callback: Callback, run: Run, values: dict[str, float]) -> bool:
+    """Calls the callback. Returns whether it stops the run. What it raises comes through once the run is saved."""
+    try:
+        return callback(run.step, values) is True
+    except (Exception, SystemExit) as error:  # not the KeyboardInterrupt of a second signal, which saves nothing
+        if run.step != run.saved_at:
+            save(run)
+        if isinstance(error, SystemExit):
+            raise UserError(
+                f"callback must not end the process, but called sys.exit({error.code!r}); let it return True, which "
+                f"stops the run; it is saved at step {run.step}"
+            ) from None
+        raise
 
 
 def describe(run: Run) -> str:

@@ -18,6 +18,11 @@ from stormfast.player import Player
 from stormfast.runs.directory import METRICS, load_config
 from stormfast.runs.trained import Trained
 
+
+class Trouble(RuntimeError):
+    """Of a game, or a callback."""
+
+
 SETTINGS = {
     "world_model.channels": (2, 3, 4, 5),
     "world_model.width": 16,
@@ -106,6 +111,37 @@ def test_a_callback_that_returns_true_stops_and_saves(tmp_path):
     assert train(tmp_path / "other", steps=30, callback=lambda step, metrics: "go on").step == 30
 
 
+@pytest.mark.parametrize(
+    ("raised", "expected", "message"),
+    [
+        (Trouble("mine"), Trouble, "mine"),
+        (SystemExit(1), UserError, r"callback must not end the process.* return True, which .* saved at step 20"),
+    ],
+)
+def test_a_callback_that_raises_loses_nothing(tmp_path, raised, expected, message):
+    def callback(step, metrics):
+        if step == 20:
+            raise raised
+
+    with pytest.raises(expected, match=message):
+        train(tmp_path / "run", steps=30, callback=callback)
+    assert api.load(tmp_path / "run", device="cpu").step == 20
+    assert [line["step"] for line in api.resume(tmp_path / "run").metrics()] == [10, 20, 30]
+
+
+@pytest.mark.parametrize(
+    ("callback", "message"),
+    [
+        (3, r"callback must be a function of \(step, metrics\), got 3"),
+        (lambda step: True, r"a function of \(step, metrics\), but calling it so gives: too many positional arguments"),
+    ],
+)
+def test_a_callback_that_cannot_be_called_is_refused_before_anything_is_made(tmp_path, callback, message):
+    with pytest.raises(UserError, match=message):
+        train(tmp_path / "run", callback=callback)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_goes_on_where_it_was(tmp_path):
     whole = train(tmp_path / "whole", steps=52)
     train(tmp_path / "part", steps=50)
@@ -156,10 +192,6 @@ def test_what_cannot_be_is_one_line_and_leaves_nothing_behind(tmp_path, options,
 def test_an_unknown_game_is_refused(tmp_path):
     with pytest.raises(UserError, match="Catch"):
         api.train("Catchh", preset="tiny", run_dir=tmp_path / "run")
-
-
-class Trouble(RuntimeError):
-    """Of a game."""
 
 
 class Breaking(Catch):
