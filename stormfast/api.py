@@ -102,7 +102,11 @@ def config(
 
 
 def _check_given_once(settings: Mapping[str, Any] | None, *arguments: str) -> None:
-    """Raises UserError for a setting that is an argument of the function: one of the two would be ignored."""
+    """Raises UserError for settings that are no mapping of names, and for one that is an argument of the function too:
+    one of the two would be ignored.
+    """
+    if settings is not None and not (isinstance(settings, Mapping) and all(isinstance(name, str) for name in settings)):
+        raise UserError(f"settings must be a dict of dotted names and values, got {settings!r:.80}")
     for name in arguments:
         if name in (settings or {}):
             raise UserError(f"{name} must be given as an argument of its own, not in settings; leave it out there")
@@ -129,12 +133,15 @@ def train(
         run_dir: a new directory; by default runs/GAME/DATE-TIME.
         settings: dotted names -> values, as the flags of `stormfast train`: {"agent.entropy": 1e-3}.
         callback: called with (step, metrics) whenever metrics are written; True stops the run, which is then saved.
+            It is saved, too, before what the callback raises comes through.
         quiet: False prints as the command does.
     Raises: UserError for settings that cannot be, and what cannot be had, made, or saved.
     """
     _check_given_once(settings, "game", "seed", "run_dir", "resume", *(() if steps is None else ("steps",)))
-            It is saved, too, before what the callback raises comes through.
-    given: dict[str, Any] = {"game": game, "seed": seed, "run_dir": None if run_dir is None else str(run_dir)}
+    if isinstance(game, str) and "," in game:
+        raise UserError(f"train takes one game, got '{game}'; call it for each, or `stormfast train --game {game}`")
+    where = None if run_dir is None else str(_check_path("run_dir", run_dir))
+    given: dict[str, Any] = {"game": game, "seed": seed, "run_dir": where}
     given |= {} if steps is None else {"steps": steps}
     settings_of_run = config(preset, protocol, dict(settings or {}) | given, device=device)
     return _train(settings_of_run, callback, quiet)
@@ -154,18 +161,11 @@ def resume(
     """
     given = {"steps": steps, "device": device}
     changed = {name: value for name, value in given.items() if value is not None}
-    wanted = override(load_config(Path(run_dir)), changed | {"resume": True})
+    wanted = override(load_config(_check_path("run_dir", run_dir)), changed | {"resume": True})
     validate(wanted)
     return _train(wanted, callback, quiet)
 
 
-def _train(wanted: TrainConfig, callback: Callable[[int, Metrics], object], quiet: bool) -> Run:
-    decided = plan(wanted)
-    path = create(wanted, (lambda line: None) if quiet else log_line)
-    try:
-        decided.save(path)
-        train_run(wanted, path, decided, callback=callback, quiet=quiet)
-    except BaseException:
 def _check_callback(callback: Any) -> None:
     if not callable(callback):
         raise UserError(f"callback must be a function of (step, metrics), got {callback!r}")
@@ -183,8 +183,15 @@ def _check_path(name: str, value: Any) -> Path:
     return Path(value)
 
 
-        if not wanted.resume:
+def _train(wanted: TrainConfig, callback: Callable[[int, Metrics], object], quiet: bool) -> Run:
     _check_callback(callback)  # before anything is made
+    decided = plan(wanted)
+    path = create(wanted, (lambda line: None) if quiet else log_line)
+    try:
+        decided.save(path)
+        train_run(wanted, path, decided, callback=callback, quiet=quiet)
+    except BaseException:
+        if not wanted.resume:
             discard_unused(path)  # so that the same call can be made again once what is wrong is put right
         raise
     return load(path, device=wanted.device)
@@ -192,7 +199,8 @@ def _check_path(name: str, value: Any) -> Path:
 
 def load(run_dir: Path | str, *, device: str = "auto") -> Run:
     """A run that was saved. Raises: UserError for a directory that is no run."""
-    return Run(Path(run_dir), load_config(Path(run_dir)), device)
+    path = _check_path("run_dir", run_dir)
+    return Run(path, load_config(path), device)
 
 
 def evaluate(
@@ -251,6 +259,6 @@ def register_game(name: str, make: Callable[[], Any], scores: tuple[float, float
     Args:
         make: returns a gymnasium environment with pixel observations and discrete actions.
         scores: of a random policy and of a human, which normalise its scores.
-    Raises: UserError for a name that is taken.
+    Raises: UserError for a name that is taken, and for a `make` or scores that cannot be.
     """
     games.register_game(name, make, scores)

@@ -257,7 +257,7 @@ def test_what_cannot_be_evaluated_is_refused(run):
     with pytest.raises(ValueError, match="policy must be 'agent' or 'random', got 'human'"):
         run.evaluate(episodes=1, policy="human")
     for wrong in (0, -1):
-        with pytest.raises(UserError, match=f"episodes must be 1 or more, got {wrong}"):
+        with pytest.raises(UserError, match=f"episodes must be a whole number of 1 or more, got {wrong}"):
             run.evaluate(episodes=wrong)
 
 
@@ -349,12 +349,33 @@ def test_a_game_that_cannot_be_made_leaves_no_run(tmp_path, monkeypatch, trouble
     [
         (lambda run: api.config("nope"), "preset must be one of storm, .*got 'nope'"),
         (lambda run: api.config("tiny", ["reference"]), r"protocol must be one of .*got \['reference'\]"),
-        (lambda run: run.evaluate("2"), "episodes must be 1 or more, got '2'"),
-        (lambda run: run.evaluate(2.5), "episodes must be 1 or more, got 2.5"),
+        (lambda run: run.evaluate("2"), "episodes must be a whole number of 1 or more, got '2'"),
+        (lambda run: run.evaluate(2.5), "episodes must be a whole number of 1 or more, got 2.5"),
         (lambda run: run.evaluate(2, seed=-1), "seed must be a whole number of 0 or more, got -1"),
         (lambda run: run.dream(4, seed=-1), "seed must be a whole number"),
-        (lambda run: run.dream(4.5), "horizon and a number of 1 or more, got 4.5 and 1"),
-        (lambda run: run.dream(4, "2"), "got 4 and '2'"),
+        (lambda run: run.dream(4.5), "horizon must be a whole number from 1 to 100000, got 4.5"),
+        (lambda run: run.dream(4, "2"), "num must be a whole number from 1 to 25000, got '2'"),
+        (lambda run: run.dream(10**13), "horizon must be a whole number from 1 to 100000, got 10000000000000"),
+        (lambda run: run.dream(64, 10**6), "num must be a whole number from 1 to 1562, got 1000000"),
+        (lambda run: run.dream_env(0), "num_envs must be a whole number of 1 or more, got 0"),
+        (lambda run: run.dream_env("2"), "num_envs must be a whole number of 1 or more, got '2'"),
+        (lambda run: run.dream_env(horizon=0), "horizon must be a whole number of 1 or more, got 0"),
+        (lambda run: run.player(0), "num_envs must be a whole number of 1 or more, got 0"),
+        (lambda run: run.trained.player(-1), "num_envs must be a whole number of 1 or more, got -1"),
+        (lambda run: run.player(True), "num_envs must be a whole number of 1 or more, got True"),
+        (lambda run: run.evaluate(2, num_envs="2"), "num_envs must be a whole number of 1 or more, got '2'"),
+        (lambda run: api.config(settings=[1]), r"settings must be a dict of dotted names and values, got \[1\]"),
+        (lambda run: api.config(settings={1: 2}), "settings must be a dict of dotted names and values, got {1: 2}"),
+        (lambda run: api.config(device=3), "device must be auto, cpu, cuda or cuda:N, got 3"),
+        (lambda run: api.load(3), "run_dir must be a path, got 3"),
+        (lambda run: api.resume(None), "run_dir must be a path, got None"),
+        (lambda run: api.train("Catch", run_dir=3), "run_dir must be a path, got 3"),
+        (lambda run: api.train(3, preset="tiny"), "game must be str, got 3"),
+        (
+            lambda run: api.train("Catch,Pong"),
+            "train takes one game, got 'Catch,Pong'; call it for each, or `stormfast",
+        ),
+        (lambda run: api.register_game(None, Catch), "must be made of letters, digits, '.', '_' and '-', got None"),
     ],
 )
 def test_values_of_the_wrong_kind(run, call, expected):

@@ -67,7 +67,8 @@ BAD = [
         "A resumed run keeps its settings, but agent.gamma was 0.985",
     ),
     (["--game", "Catch,Bongo"], "Unknown game 'Bongo'."),
-    (["--game", "Catch,"], "Unknown game ''."),
+    (["--game", "Catch,"], "--game must name a game before and after each comma, got 'Catch,'"),
+    (["--parallel", "2"], "--parallel is for several runs, and this is one, got 2; leave --parallel out"),
     (["--game", "Catch,Pong,Catch"], "--game must name each game once, got 'Catch,Pong,Catch'"),
     (["--seeds", "2", "--agent.gamma", "2"], "agent.gamma must be > 0 and <= 1, got 2.0"),
     (["--seeds", "2", "--device", "cuda:99"], "device cuda:99 was asked for, but"),
@@ -117,7 +118,7 @@ def test_bad_input_is_one_line_before_any_run_starts(
 
 
 def test_one_run_is_no_process_of_its_own(no_process: Path) -> None:
-    assert cli.main(["train", *TINY, "--seeds", "1", "--parallel", "4", "--steps", "20", "--run-dir", "one"]) == 0
+    assert cli.main(["train", *TINY, "--seeds", "1", "--steps", "20", "--run-dir", "one"]) == 0
     assert load_checkpoint(no_process / "one", "cpu").step == 20
     assert type(load_config(no_process / "one")) is TrainConfig
     assert "seeds" not in json.loads((no_process / "one" / "config.json").read_text())
