@@ -26,8 +26,7 @@ from bench.jobs import only_one, run
 from bench.script import ROOT, Parser, check_writable, status_of, written
 from stormfast.device import resolve_device
 from stormfast.errors import UserError
-from stormfast.runs.checkpoint import DIRECTORY
-from stormfast.runs.manifest import MANIFEST, read_manifest
+from stormfast.runs.manifest import DIRECTORY, MANIFEST, read_manifest
 from stormfast.runs.signals import SignalWatch
 
 PANELS = {  # metrics that are drawn

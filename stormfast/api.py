@@ -9,7 +9,9 @@
 True
 """
 
+import inspect
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,9 +26,9 @@ from stormfast.errors import UserError
 from stormfast.loop import train as train_run
 from stormfast.plan import choose_preset, plan
 from stormfast.player import Player
-from stormfast.runs.directory import create, discard_unused, load_config
+from stormfast.runs.directory import METRICS, create, discard_unused, load_config
 from stormfast.runs.evaluation import evaluate as evaluate_run
-from stormfast.runs.metrics import METRICS
+from stormfast.runs.progress import log_line
 from stormfast.runs.trained import Trained
 from stormfast.runs.trained import load as load_trained
 from stormfast.schema import override
@@ -100,7 +102,11 @@ def config(
 
 
 def _check_given_once(settings: Mapping[str, Any] | None, *arguments: str) -> None:
-    """Raises UserError for a setting that is an argument of the function: one of the two would be ignored."""
+    """Raises UserError for settings that are no mapping of names, and for one that is an argument of the function too:
+    one of the two would be ignored.
+    """
+    if settings is not None and not (isinstance(settings, Mapping) and all(isinstance(name, str) for name in settings)):
+        raise UserError(f"settings must be a dict of dotted names and values, got {settings!r:.80}")
     for name in arguments:
         if name in (settings or {}):
             raise UserError(f"{name} must be given as an argument of its own, not in settings; leave it out there")
@@ -127,11 +133,15 @@ def train(
         run_dir: a new directory; by default runs/GAME/DATE-TIME.
         settings: dotted names -> values, as the flags of `stormfast train`: {"agent.entropy": 1e-3}.
         callback: called with (step, metrics) whenever metrics are written; True stops the run, which is then saved.
+            It is saved, too, before what the callback raises comes through.
         quiet: False prints as the command does.
     Raises: UserError for settings that cannot be, and what cannot be had, made, or saved.
     """
     _check_given_once(settings, "game", "seed", "run_dir", "resume", *(() if steps is None else ("steps",)))
-    given: dict[str, Any] = {"game": game, "seed": seed, "run_dir": None if run_dir is None else str(run_dir)}
+    if isinstance(game, str) and "," in game:
+        raise UserError(f"train takes one game, got '{game}'; call it for each, or `stormfast train --game {game}`")
+    where = None if run_dir is None else str(_check_path("run_dir", run_dir))
+    given: dict[str, Any] = {"game": game, "seed": seed, "run_dir": where}
     given |= {} if steps is None else {"steps": steps}
     settings_of_run = config(preset, protocol, dict(settings or {}) | given, device=device)
     return _train(settings_of_run, callback, quiet)
@@ -151,14 +161,32 @@ def resume(
     """
     given = {"steps": steps, "device": device}
     changed = {name: value for name, value in given.items() if value is not None}
-    wanted = override(load_config(Path(run_dir)), changed | {"resume": True})
+    wanted = override(load_config(_check_path("run_dir", run_dir)), changed | {"resume": True})
     validate(wanted)
     return _train(wanted, callback, quiet)
 
 
+def _check_callback(callback: Any) -> None:
+    if not callable(callback):
+        raise UserError(f"callback must be a function of (step, metrics), got {callback!r}")
+    try:
+        inspect.signature(callback).bind(0, {})
+    except TypeError as error:
+        raise UserError(f"callback must be a function of (step, metrics), but calling it so gives: {error}") from None
+    except ValueError:  # a callable without a readable signature
+        pass
+
+
+def _check_path(name: str, value: Any) -> Path:
+    if not isinstance(value, (str, os.PathLike)):
+        raise UserError(f"{name} must be a path, got {value!r}")
+    return Path(value)
+
+
 def _train(wanted: TrainConfig, callback: Callable[[int, Metrics], object], quiet: bool) -> Run:
+    _check_callback(callback)  # before anything is made
     decided = plan(wanted)
-    path = create(wanted)
+    path = create(wanted, (lambda line: None) if quiet else log_line)
     try:
         decided.save(path)
         train_run(wanted, path, decided, callback=callback, quiet=quiet)
@@ -171,7 +199,8 @@ def _train(wanted: TrainConfig, callback: Callable[[int, Metrics], object], quie
 
 def load(run_dir: Path | str, *, device: str = "auto") -> Run:
     """A run that was saved. Raises: UserError for a directory that is no run."""
-    return Run(Path(run_dir), load_config(Path(run_dir)), device)
+    path = _check_path("run_dir", run_dir)
+    return Run(path, load_config(path), device)
 
 
 def evaluate(
@@ -230,6 +259,6 @@ def register_game(name: str, make: Callable[[], Any], scores: tuple[float, float
     Args:
         make: returns a gymnasium environment with pixel observations and discrete actions.
         scores: of a random policy and of a human, which normalise its scores.
-    Raises: UserError for a name that is taken.
+    Raises: UserError for a name that is taken, and for a `make` or scores that cannot be.
     """
     games.register_game(name, make, scores)

@@ -147,15 +147,19 @@ class DreamEnv(VectorEnv):
 
 @dataclass(frozen=True)
 class Dream:
-    """Real episodes and the model's imagination of them, from the same start and by the same actions."""
+    """Real episodes and the model's imagination of them, from the same start and by the same actions.
+
+    An end is what the model was trained to predict as one: with life_loss_terminates a lost life, too, in real_end and
+    in continuation alike. The real episode then goes on after it.
+    """
 
     real: np.ndarray  # [N, H+1, 3, 64, 64] uint8; the first frame is the context's last
     imagined: np.ndarray  # [N, H+1, 3, 64, 64] uint8; the first frame is the real one
     action: np.ndarray  # [N, H] int64
     real_reward: np.ndarray  # [N, H] float32
     reward: np.ndarray  # [N, H] float32, predicted
-    real_end: np.ndarray  # [N, H] bool, the action ended the episode; a lost life does not count
-    continuation: np.ndarray  # [N, H] float32, predicted chance that the episode goes on
+    real_end: np.ndarray  # [N, H] bool, the action ended the episode
+    continuation: np.ndarray  # [N, H] float32, predicted chance that it did not
 
 
 def open_loop(world_model: WorldModel, window: Batch, context: int, *, seed: int = 0) -> Dream:
@@ -176,12 +180,13 @@ def open_loop(world_model: WorldModel, window: Batch, context: int, *, seed: int
     steps = [env.imagine(window.action[:, t]) for t in range(context - 1, length - 1)]
     frames, reward, continuation = (torch.stack(list(part), 1).cpu() for part in zip(*steps, strict=True))
     done = slice(context - 1, length - 1)
+    ended = window.terminated | window.life_lost if world_model.config.life_loss_terminates else window.terminated
     return Dream(
         real=window.obs[:, context - 1 :].cpu().numpy(),
         imagined=np.concatenate([first[:, None], frames.numpy()], 1),
         action=window.action[:, done].cpu().numpy(),
         real_reward=window.reward[:, done].float().cpu().numpy(),
         reward=reward.float().numpy(),
-        real_end=window.terminated[:, done].cpu().numpy(),
+        real_end=ended[:, done].cpu().numpy(),
         continuation=continuation.float().numpy(),
     )

@@ -14,6 +14,7 @@ from stormfast.device import out_of_memory
 from stormfast.envs.games import find
 from stormfast.errors import UserError
 from stormfast.plan import Plan, plan
+from stormfast.runs.directory import has_checkpoint, held
 from stormfast.runs.progress import Progress, log_line
 from stormfast.runs.run import Run, build
 from stormfast.runs.signals import SignalWatch
@@ -47,7 +48,7 @@ def train(
         log_line(f"plan: {decided}")
     with SignalWatch(stop_after_this_step) as signals:
         try:
-            with build(config, run_dir, decided) as run:
+            with held(run_dir), build(config, run_dir, decided) as run:
                 learn(run, signals, callback, quiet)
         except (MemoryError, RuntimeError) as error:
             explanation = explained(error, config)
@@ -55,9 +56,10 @@ def train(
                 raise  # as it is, with its cause: a user's game may have raised it
             raise explanation from None
         except SystemExit as stop:  # status 0 would say that the run is done
+            then = "--resume goes on from its last checkpoint" if has_checkpoint(run_dir) else "nothing was saved yet"
             raise UserError(
                 f"{config.game} must not end the process, but called sys.exit({stop.code!r}); let it raise an error "
-                "instead. The run can be resumed from its last checkpoint, where there is one."
+                f"instead. Of the run, {then}."
             ) from None
     run.stopped_by = signals.first
     return run
@@ -97,12 +99,27 @@ def learn(run: Run, signals: SignalWatch, callback: Callback, quiet: bool) -> No
             values = advance(run)
             progress.update(run.step, values)
             if values:
-                stopped = callback(run.step, values) is True
+                stopped = tell(callback, run, values)
         if run.step != run.saved_at:
             values = save(run)
             progress.update(run.step, values)
             if values:
-                callback(run.step, values)
+                tell(callback, run, values)
+
+
+def tell(callback: Callback, run: Run, values: dict[str, float]) -> bool:
+    """Calls the callback. Returns whether it stops the run. What it raises comes through once the run is saved."""
+    try:
+        return callback(run.step, values) is True
+    except (Exception, SystemExit) as error:  # not the KeyboardInterrupt of a second signal, which saves nothing
+        if run.step != run.saved_at:
+            save(run)
+        if isinstance(error, SystemExit):
+            raise UserError(
+                f"callback must not end the process, but called sys.exit({error.code!r}); let it return True, which "
+                f"stops the run; it is saved at step {run.step}"
+            ) from None
+        raise
 
 
 def describe(run: Run) -> str:

@@ -8,6 +8,7 @@ One definition serves the command line, the JSON of a saved run, the checks and 
 import dataclasses
 import json
 import math
+import numbers
 import types
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -113,6 +114,14 @@ def check_name(field_name: str, value: str) -> None:
         value.encode()
     except UnicodeEncodeError:  # surrogates stand for bytes that do not decode
         raise UserError(f"{field_name} must be UTF-8 text, got {value!a}; choose another name") from None
+
+
+def check_whole_number(name: str, value: Any, *, least: int = 1, most: int | None = None) -> None:
+    """Raises UserError for an argument that is no whole number from least to most."""
+    is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not is_whole or value < least or (most is not None and value > most):
+        bounds = f"of {least} or more" if most is None else f"from {least} to {most}"
+        raise UserError(f"{name} must be a whole number {bounds}, got {value!r}")
 
 
 def _fits(value: Any, kind: Any) -> bool:

@@ -15,9 +15,13 @@ import stormfast.api as api
 from stormfast.envs.catch import Catch
 from stormfast.errors import UserError
 from stormfast.player import Player
-from stormfast.runs.directory import load_config
-from stormfast.runs.metrics import METRICS
+from stormfast.runs.directory import METRICS, load_config
 from stormfast.runs.trained import Trained
+
+
+class Trouble(RuntimeError):
+    """Of a game, or a callback."""
+
 
 SETTINGS = {
     "world_model.channels": (2, 3, 4, 5),
@@ -107,6 +111,37 @@ def test_a_callback_that_returns_true_stops_and_saves(tmp_path):
     assert train(tmp_path / "other", steps=30, callback=lambda step, metrics: "go on").step == 30
 
 
+@pytest.mark.parametrize(
+    ("raised", "expected", "message"),
+    [
+        (Trouble("mine"), Trouble, "mine"),
+        (SystemExit(1), UserError, r"callback must not end the process.* return True, which .* saved at step 20"),
+    ],
+)
+def test_a_callback_that_raises_loses_nothing(tmp_path, raised, expected, message):
+    def callback(step, metrics):
+        if step == 20:
+            raise raised
+
+    with pytest.raises(expected, match=message):
+        train(tmp_path / "run", steps=30, callback=callback)
+    assert api.load(tmp_path / "run", device="cpu").step == 20
+    assert [line["step"] for line in api.resume(tmp_path / "run").metrics()] == [10, 20, 30]
+
+
+@pytest.mark.parametrize(
+    ("callback", "message"),
+    [
+        (3, r"callback must be a function of \(step, metrics\), got 3"),
+        (lambda step: True, r"a function of \(step, metrics\), but calling it so gives: too many positional arguments"),
+    ],
+)
+def test_a_callback_that_cannot_be_called_is_refused_before_anything_is_made(tmp_path, callback, message):
+    with pytest.raises(UserError, match=message):
+        train(tmp_path / "run", callback=callback)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_goes_on_where_it_was(tmp_path):
     whole = train(tmp_path / "whole", steps=52)
     train(tmp_path / "part", steps=50)
@@ -159,6 +194,33 @@ def test_an_unknown_game_is_refused(tmp_path):
         api.train("Catchh", preset="tiny", run_dir=tmp_path / "run")
 
 
+class Breaking(Catch):
+    """Fails in its twentieth step."""
+
+    steps = 0
+
+    def step(self, action):
+        self.steps += 1
+        if self.steps == 20:
+            raise Trouble
+        return super().step(action)
+
+
+def test_a_run_that_failed_before_its_first_checkpoint_can_be_begun_again(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr("stormfast.envs.games._registered", {})
+    api.register_game("Breaking", Breaking)
+    options = {"run_dir": tmp_path / "run", "preset": "tiny", "device": "cpu", "settings": SETTINGS}
+    with pytest.raises(Trouble):
+        api.train("Breaking", steps=46, **options)
+    assert api.load(tmp_path / "run").metrics()[-1]["step"] == 10
+    with pytest.raises(UserError, match=r"No checkpoint in .* without --resume starts it anew"):
+        api.resume(tmp_path / "run")
+    assert capfd.readouterr().err == ""
+    again = api.train("Breaking", steps=15, quiet=False, **options)
+    assert "ended before its first checkpoint: starting anew there" in capfd.readouterr().err
+    assert [line["step"] for line in again.metrics()] == [10, 15]
+
+
 def test_a_run_is_never_overwritten(run):
     with pytest.raises(UserError, match="already holds a run"):
         train(run.path)
@@ -195,7 +257,7 @@ def test_what_cannot_be_evaluated_is_refused(run):
     with pytest.raises(ValueError, match="policy must be 'agent' or 'random', got 'human'"):
         run.evaluate(episodes=1, policy="human")
     for wrong in (0, -1):
-        with pytest.raises(UserError, match=f"episodes must be 1 or more, got {wrong}"):
+        with pytest.raises(UserError, match=f"episodes must be a whole number of 1 or more, got {wrong}"):
             run.evaluate(episodes=wrong)
 
 
@@ -270,10 +332,6 @@ def test_a_registered_game_is_trained_and_scored_by_its_name(tmp_path, monkeypat
         api.register_game("Catch", Catch)
 
 
-class Trouble(RuntimeError):
-    """Of a game."""
-
-
 @pytest.mark.parametrize(("trouble", "expected"), [(Trouble(), Trouble), (SystemExit(0), UserError)])
 def test_a_game_that_cannot_be_made_leaves_no_run(tmp_path, monkeypatch, trouble, expected):
     def make():
@@ -291,12 +349,33 @@ def test_a_game_that_cannot_be_made_leaves_no_run(tmp_path, monkeypatch, trouble
     [
         (lambda run: api.config("nope"), "preset must be one of storm, .*got 'nope'"),
         (lambda run: api.config("tiny", ["reference"]), r"protocol must be one of .*got \['reference'\]"),
-        (lambda run: run.evaluate("2"), "episodes must be 1 or more, got '2'"),
-        (lambda run: run.evaluate(2.5), "episodes must be 1 or more, got 2.5"),
+        (lambda run: run.evaluate("2"), "episodes must be a whole number of 1 or more, got '2'"),
+        (lambda run: run.evaluate(2.5), "episodes must be a whole number of 1 or more, got 2.5"),
         (lambda run: run.evaluate(2, seed=-1), "seed must be a whole number of 0 or more, got -1"),
         (lambda run: run.dream(4, seed=-1), "seed must be a whole number"),
-        (lambda run: run.dream(4.5), "horizon and a number of 1 or more, got 4.5 and 1"),
-        (lambda run: run.dream(4, "2"), "got 4 and '2'"),
+        (lambda run: run.dream(4.5), "horizon must be a whole number from 1 to 100000, got 4.5"),
+        (lambda run: run.dream(4, "2"), "num must be a whole number from 1 to 25000, got '2'"),
+        (lambda run: run.dream(10**13), "horizon must be a whole number from 1 to 100000, got 10000000000000"),
+        (lambda run: run.dream(64, 10**6), "num must be a whole number from 1 to 1562, got 1000000"),
+        (lambda run: run.dream_env(0), "num_envs must be a whole number of 1 or more, got 0"),
+        (lambda run: run.dream_env("2"), "num_envs must be a whole number of 1 or more, got '2'"),
+        (lambda run: run.dream_env(horizon=0), "horizon must be a whole number of 1 or more, got 0"),
+        (lambda run: run.player(0), "num_envs must be a whole number of 1 or more, got 0"),
+        (lambda run: run.trained.player(-1), "num_envs must be a whole number of 1 or more, got -1"),
+        (lambda run: run.player(True), "num_envs must be a whole number of 1 or more, got True"),
+        (lambda run: run.evaluate(2, num_envs="2"), "num_envs must be a whole number of 1 or more, got '2'"),
+        (lambda run: api.config(settings=[1]), r"settings must be a dict of dotted names and values, got \[1\]"),
+        (lambda run: api.config(settings={1: 2}), "settings must be a dict of dotted names and values, got {1: 2}"),
+        (lambda run: api.config(device=3), "device must be auto, cpu, cuda or cuda:N, got 3"),
+        (lambda run: api.load(3), "run_dir must be a path, got 3"),
+        (lambda run: api.resume(None), "run_dir must be a path, got None"),
+        (lambda run: api.train("Catch", run_dir=3), "run_dir must be a path, got 3"),
+        (lambda run: api.train(3, preset="tiny"), "game must be str, got 3"),
+        (
+            lambda run: api.train("Catch,Pong"),
+            "train takes one game, got 'Catch,Pong'; call it for each, or `stormfast",
+        ),
+        (lambda run: api.register_game(None, Catch), "must be made of letters, digits, '.', '_' and '-', got None"),
     ],
 )
 def test_values_of_the_wrong_kind(run, call, expected):

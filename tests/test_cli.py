@@ -299,6 +299,8 @@ def test_resume_keeps_what_is_not_asked(
     assert cli.main("train --game Boxing --preset tiny --run-dir r --agent.gamma 0.9 --seed 5".split()) == 0
     assert cli.main("train --run-dir r --resume --preset auto --steps 2000".split()) == 0
     (first, _), (second, path) = trained
+    (path / "checkpoint").mkdir()
+    (path / "checkpoint" / "checkpoint.json").touch()
     assert flatten(second) == flatten(first) | {"steps": 2000, "resume": True}
     assert path == Path("r")
     assert run_dir.load_config(path).steps == 2000

@@ -298,8 +298,19 @@ def test_open_loop_lays_imagination_beside_what_was_real():
     done = slice(C - 1, C + H - 1)
     assert np.array_equal(dream.action, window.action[:, done])
     assert np.array_equal(dream.real_reward, window.reward[:, done].float())
-    assert np.array_equal(dream.real_end, window.terminated[:, done])
     assert dream.continuation == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize("life_loss_terminates", [True, False])
+def test_a_real_end_is_what_the_model_learns_to_predict(life_loss_terminates):
+    model, window = tiny_learner().world_model, make_batch(N, C + H, resets=False)
+    model.config = dataclasses.replace(model.config, life_loss_terminates=life_loss_terminates)
+    for flags in (window.life_lost, window.terminated):
+        flags.zero_()
+    window.life_lost[0, C] = window.terminated[1, C + 2] = True
+    expected = np.zeros((N, H), np.bool_)
+    expected[0, 1], expected[1, 3] = life_loss_terminates, True
+    assert np.array_equal(open_loop(model, window, C).real_end, expected)
 
 
 def test_open_loop_takes_the_actions_of_the_window():

@@ -42,6 +42,8 @@ def main(args: list[str]) -> int:
         from stormfast.runs.launch import train_several
 
         return train_several(launch, args, read_config)
+    if launch.parallel is not None:
+        raise UserError(f"--parallel is for several runs, and this is one, got {launch.parallel}; leave --parallel out")
     config = launch.one_run()
     from stormfast.loop import train
     from stormfast.plan import plan
@@ -49,7 +51,7 @@ def main(args: list[str]) -> int:
     from stormfast.runs.progress import log_line
 
     decided = plan(config)
-    run_dir = create(config)
+    run_dir = create(config, log_line)
     try:
         decided.save(run_dir)
         run = train(config, run_dir, decided)
@@ -80,6 +82,8 @@ def read_config(args: list[str]) -> LaunchConfig:
     asked = _parse(words, plain)
     if wants_help(args):
         _show_help(args, asked)
+    if not all(asked.games):
+        raise UserError(f"--game must name a game before and after each comma, got '{asked.game}'")
     for game in asked.games:
         check_game(game)
     validate(LaunchConfig(seeds=asked.seeds, parallel=asked.parallel))

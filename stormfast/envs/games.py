@@ -16,6 +16,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import math
 import os
 import re
 import sys
@@ -72,6 +73,13 @@ class Game:
     scores: tuple[float, float] | None = None
 
 
+@dataclass(frozen=True)
+class _RegisteredGame(Game):
+    """A game of register_game, which keeps what it was given to make it."""
+
+    maker: Any = None
+
+
 def find(name: str) -> Game:
     """The game of a name. Nothing is imported for gym: and module:make before `make` is called.
 
@@ -125,16 +133,38 @@ def register_game(
         name: letters, digits, '.', '_' and '-'; of no other game.
         make: makes a gymnasium.Env; called once for each environment, without arguments.
         scores: (random, human) returns, where a return is to be normalised by them.
-    Raises: UserError for a name that is taken or unfit, for a `make` that cannot be called, and for equal scores.
+    Raises: UserError for a name that is taken or unfit, for a `make` that cannot be called, and for scores that are not
+        two different numbers. A name may be registered again with the same `make`.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise UserError(f"a game's name must be made of letters, digits, '.', '_' and '-', got '{name}'")
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise UserError(f"a game's name must be made of letters, digits, '.', '_' and '-', got {name!r}")
     if name in BUILT_IN or name in SCORES or name in atari_games():
         raise UserError(f"a game's name must be new, but '{name}' is one of `stormfast games`; choose another")
-    if scores is not None and scores[0] == scores[1]:
-        raise UserError(f"the random and the human score of '{name}' must differ, got {scores}")
+    if scores is not None:
+        _check_scores(name, scores)
     _check_callable(name, make)
-    _registered[name] = Game(name, name, "gymnasium", lambda render: _checked_env(name, make()), scores)
+    known = _registered.get(name)
+    if isinstance(known, _RegisteredGame) and not _is_same(known.maker, make):
+        raise UserError(f"a game's name must be new, but '{name}' is registered with another function; choose another")
+    made = functools.partial(_make_registered, name, make)
+    _registered[name] = _RegisteredGame(name, name, "gymnasium", made, scores, make)
+
+
+def _check_scores(name: str, scores: Any) -> None:
+    try:
+        random, human = (float(score) for score in scores)
+    except (TypeError, ValueError):
+        raise UserError(f"scores of '{name}' must be two numbers, random and human, got {scores!r:.80}") from None
+    if not (math.isfinite(random) and math.isfinite(human)):
+        raise UserError(f"scores of '{name}' must be finite numbers, got {scores}")
+    if random == human:
+        raise UserError(f"the random and the human score of '{name}' must differ, got {scores}")
+
+
+def _is_same(maker: Any, other: Any) -> bool:
+    """Whether two makers are one, or a definition and its repetition, as when a notebook's cell runs again."""
+    names = [(getattr(each, "__module__", None), getattr(each, "__qualname__", "<>")) for each in (maker, other)]
+    return bool(maker == other) or (names[0] == names[1] and "<" not in names[0][1])
 
 
 def human_normalised(game: str, score: float) -> float:
@@ -194,6 +224,10 @@ def _make_catch(render: bool) -> gymnasium.Env[Any, Any]:
     return Catch(render_mode="rgb_array" if render else None)
 
 
+def _make_registered(name: str, make: Callable[[], Any], render: bool) -> gymnasium.Env[Any, Any]:
+    return _checked_env(name, make())
+
+
 def _make_by_id(name: str, render: bool) -> gymnasium.Env[Any, Any]:
     import gymnasium
 
@@ -217,6 +251,12 @@ def _gymnasium_spec(name: str) -> Any:
     try:
         if package:
             importlib.import_module(package)
+    except ImportError as error:
+        raise UserError(
+            f"{name} needs the package {package}, which cannot be imported: {_one_line(error)}; install it, or correct "
+            "its name"
+        ) from None
+    try:
         return gymnasium.spec(plain_id)
     except (gymnasium.error.Error, ImportError) as error:
         raise UserError(

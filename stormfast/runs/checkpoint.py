@@ -29,6 +29,7 @@ from stormfast.replay import Replay
 from stormfast.runs.directory import sync_directory, write_whole
 from stormfast.runs.manifest import (
     ADVICE,
+    DIRECTORY,
     MANIFEST,
     Chunk,
     File,
@@ -39,7 +40,6 @@ from stormfast.runs.manifest import (
     read_manifest,
 )
 
-DIRECTORY = "checkpoint"
 CHUNK_ROWS = 16_384  # 200 MB: what a save holds in host memory at once, and the most dead rows a stream drags along
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from stormfast.envs import make_env
-from stormfast.errors import UserError
 from stormfast.runs.trained import Trained, env_seed
+from stormfast.schema import check_whole_number
 from stormfast.scoring import EPISODES, Episode, Policy, RandomPolicy, Recorder, Score, play_episodes, score
 from stormfast.settings import TrainConfig
 
@@ -71,8 +71,8 @@ def evaluate(
     """
     seed_of_games, rules = env_seed(config.seed, seed), config.evaluation
     count = default_episodes(config) if episodes is None else episodes
-    if not isinstance(count, (int, np.integer)) or count < 1:
-        raise UserError(f"episodes must be 1 or more, got {count!r}")
+    check_whole_number("episodes", count)
+    check_whole_number("num_envs", num_envs)
     num_envs = min(num_envs, count)
     env = make_env(
         config.game, config.env, config.atari, num_envs=num_envs, backend=config.env_backend, seed=seed_of_games

@@ -37,9 +37,8 @@ from stormfast.envs.games import find
 from stormfast.errors import UserError
 from stormfast.memory.estimate import num_fitting
 from stormfast.plan import Plan, choose_device, plan
-from stormfast.runs.checkpoint import DIRECTORY
-from stormfast.runs.directory import CONFIG, RUNS, discard_unused, load_config, make_default
-from stormfast.runs.manifest import read_manifest
+from stormfast.runs.directory import CONFIG, RUNS, check_free, has_checkpoint, load_config, make_default
+from stormfast.runs.manifest import DIRECTORY, read_manifest
 from stormfast.runs.processes import Planned, Process, watch
 from stormfast.runs.progress import log_line
 from stormfast.schema import check_name, flatten
@@ -80,9 +79,7 @@ def train_several(launch: LaunchConfig, args: Sequence[str], read_config: ReadCo
     processes, stopped_by = watch(todo, parallel, environment)
     log_line(summary(processes, todo, time.monotonic() - started))
     if stopped_by:
-        begun = [
-            planned for planned in planned_runs if _has_begun(planned.run_dir)
-        ]  # of none there is nothing to resume
+        begun = any(has_checkpoint(planned.run_dir) for planned in planned_runs)  # else there is nothing to resume
         again = [
             *args,
             *([] if launch.run_dir else ["--run-dir", str(group)]),
@@ -132,11 +129,12 @@ def new_runs(launch: LaunchConfig) -> list[Planned]:
     planned_runs = [new_run(settings, group, *pair) for pair in wanted]
     for planned in planned_runs:
         check_settings(planned.config)
-        if planned.run_dir.exists():
+        if has_checkpoint(planned.run_dir):
             raise UserError(
                 f"{planned.run_dir} is there already. Add --resume to go on with the runs in {group}, or choose "
                 "another --run-dir."
             )
+        check_free(planned.run_dir)
     return planned_runs
 
 
@@ -148,7 +146,7 @@ def new_run(settings: TrainConfig, group: Path, game: str, seed: int) -> Planned
 
 
 def resumed_runs(launch: LaunchConfig, args: Sequence[str], read_config: ReadConfig) -> list[Planned]:
-    """The runs of a launch whose group exists: those that began go on, the others begin with the same settings.
+    """The runs of a launch whose group exists: those that saved go on, the others begin with the same settings.
 
     Raises: UserError for a group without any of them, and for settings that a resume may not change.
     """
@@ -161,7 +159,7 @@ def resumed_runs(launch: LaunchConfig, args: Sequence[str], read_config: ReadCon
     group, planned_runs = Path(launch.run_dir), {}
     for game, seed in pairs(launch):
         path = group / f"{find(game).slug}-seed{seed}"
-        if _has_begun(path):
+        if has_checkpoint(path):
             one = [
                 "--game",
                 game,
@@ -199,16 +197,6 @@ def flags(config: TrainConfig, base: TrainConfig) -> list[str]:
         else:
             words.append(f"--{group}{dot}{leaf}={value}")
     return words
-
-
-def _has_begun(path: Path) -> bool:
-    """Whether there is a run to go on with.
-
-    One that ended before it began leaves its config.json at most, which is removed.
-    """
-    if path.is_dir():
-        discard_unused(path)
-    return path.exists()
 
 
 def _saved_step(path: Path) -> int:

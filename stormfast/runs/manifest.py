@@ -12,6 +12,7 @@ import numpy as np
 from stormfast.errors import UserError
 
 FORMAT = 1  # raised when an older stormfast could not read what this one writes
+DIRECTORY = "checkpoint"  # in a run directory
 MANIFEST = "checkpoint.json"
 MAX_INT = 2**53  # what every JSON reader holds exactly, and int64 with room to add
 ADVICE = "put back an intact copy, or start a new run with another --run-dir"
@@ -110,10 +111,11 @@ def read_manifest(directory: Path) -> Manifest:
             )
         return _from_document(document)
     except FileNotFoundError:
+        if any(directory.glob("state-*")):
+            raise UserError(f"{path} is missing beside the files that it names; {ADVICE}") from None
         raise UserError(
             f"No checkpoint in {directory.parent}: expected {path}, saved every logging.save_every steps and at "
-            "the end; a run killed before its "
-            "first save cannot go on: start a new run with another --run-dir, or delete this one"
+            "the end; a run that ended before its first cannot go on: `stormfast train` without --resume starts it anew"
         ) from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}; make it readable") from None

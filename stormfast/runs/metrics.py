@@ -10,10 +10,7 @@ import torch
 from torch import Tensor
 
 from stormfast.errors import UserError
-from stormfast.runs.directory import write_whole
-
-METRICS = "metrics.jsonl"
-TENSORBOARD = "tensorboard"
+from stormfast.runs.directory import METRICS, TENSORBOARD, write_whole
 
 
 class Metrics:

@@ -25,7 +25,7 @@ from rich.live import Live
 from rich.text import Text
 
 from stormfast.envs.games import find
-from stormfast.runs.metrics import METRICS
+from stormfast.runs.directory import METRICS
 from stormfast.runs.progress import RATE_OVER, log_line
 from stormfast.runs.signals import SignalWatch
 from stormfast.settings import TrainConfig

@@ -24,10 +24,12 @@ from stormfast.replay import Replay
 from stormfast.runs.checkpoint import load_checkpoint
 from stormfast.runs.directory import load_config
 from stormfast.runs.state import without_prefix
+from stormfast.schema import check_whole_number
 from stormfast.settings import TrainConfig
 from stormfast.world_model import WorldModel
 from stormfast.world_model.inference import InferenceModel
 
+MOST_DREAMED = 100_000  # steps of all stretches of a dream: 1.2 GB of frames, of which several copies are made
 TRIES = 100  # draws of a window before it is given up that none fits
 
 
@@ -54,7 +56,10 @@ class Trained:
         It remembers, so take a new one for other games.
 
         It computes in float32: a frame an environment is little work, and scores are then alike on every device.
+
+        Raises: UserError.
         """
+        check_whole_number("num_envs", num_envs)
         return Player(InferenceModel(self.world_model, torch.float32), self.agent, self.config.acting, num_envs)
 
     def make_env(self, num_envs: int = 1, *, seed: int = 0) -> VectorEnv:
@@ -92,6 +97,8 @@ class Trained:
             replay: where dreams start from; by default some hundred steps that the agent plays for it.
         Raises: UserError.
         """
+        check_whole_number("num_envs", num_envs)
+        check_whole_number("horizon", horizon)
         self._check_decoder()
         rows = self.play(max(512, 2 * self._context), seed=seed) if replay is None else replay
         contexts = window_sampler(rows, self._context, lambda window: ~window.is_last[:, -1], seed)
@@ -102,8 +109,8 @@ class Trained:
 
         Args: horizon: H, imagined steps. num: N, how many stretches. Raises: UserError.
         """
-        if not all(isinstance(value, (int, np.integer)) and value >= 1 for value in (horizon, num)):
-            raise UserError(f"a dream needs a horizon and a number of 1 or more, got {horizon!r} and {num!r}")
+        check_whole_number("horizon", horizon, most=MOST_DREAMED)
+        check_whole_number("num", num, most=max(1, MOST_DREAMED // horizon))
         self._check_decoder()
         length = self._context + horizon
         rows = self.play(max(512, 2 * length), seed=seed)
@@ -152,8 +159,7 @@ def env_seed(run_seed: int, seed: int) -> int:
 
     Raises: UserError.
     """
-    if not isinstance(seed, (int, np.integer)) or seed < 0:
-        raise UserError(f"seed must be a whole number of 0 or more, got {seed!r}")
+    check_whole_number("seed", seed, least=0)
     return int(np.random.SeedSequence((seed, run_seed, 1)).generate_state(1)[0]) % (2**31 - 1024)
 
 

@@ -118,7 +118,7 @@ UNKNOWN = [
     ("gym:", "gym:ENV_ID, package.module:make or path/to/file.py:make"),
     ("xyz", r"Unknown game 'xyz'\. --game takes a name"),
     ("gym:CartPole-v99", "gym:CartPole-v99 must be registered with gymnasium, but: .*doesn't exist"),
-    ("gym:nowhere:X-v0", "No module named 'nowhere'"),
+    ("gym:nowhere:X-v0", "gym:nowhere:X-v0 needs the package nowhere, which cannot be imported: No module named"),
     ("gym:ALE/Pongg-v5", "name the package: gym:PACKAGE:ALE/Pongg-v5"),
     ("nowhere.py:make", "There is no file .*/nowhere.py"),
     ("nowhere.maze:make", "There is no module 'nowhere.maze'"),
@@ -162,6 +162,27 @@ def test_registered_games(registry: None) -> None:
         find("catch-2")
 
 
+def test_a_name_is_registered_again_by_the_same_function_only(registry: None) -> None:
+    from stormfast.envs.catch import Catch
+
+    def define() -> type:
+        class Maze(Catch):
+            pass
+
+        Maze.__qualname__ = "Maze"  # as at the top level of a module, or in a notebook's cell
+        return Maze
+
+    first = define()
+    for make in (first, first, define()):  # the last as where a cell runs again
+        register_game("Maze", make, scores=(0.0, 1.0))
+    for make in (Catch, lambda: first()):
+        with pytest.raises(UserError, match="'Maze' is registered with another function; choose another"):
+            register_game("Maze", make)
+    register_game("Maze-2", lambda: first())
+    with pytest.raises(UserError, match="'Maze-2' is registered with another function"):
+        register_game("Maze-2", lambda: first())
+
+
 @pytest.mark.parametrize(
     ("name", "make", "scores", "expected"),
     [
@@ -169,6 +190,16 @@ def test_registered_games(registry: None) -> None:
         ("a/b", gymnasium.Env, None, "must be made of letters, digits"),
         ("New", 3, None, "must be a function or class"),
         ("New", gymnasium.Env, (1.0, 1.0), "must differ"),
+        (
+            "New",
+            gymnasium.Env,
+            (1.0, 2.0, 3.0),
+            r"scores of 'New' must be two numbers, random and human, got \(1.0, 2.0",
+        ),
+        ("New", gymnasium.Env, 3.0, "scores of 'New' must be two numbers, random and human, got 3.0"),
+        ("New", gymnasium.Env, (1.0, "x"), "scores of 'New' must be two numbers"),
+        ("New", gymnasium.Env, (float("nan"), 1.0), "scores of 'New' must be finite numbers"),
+        (None, gymnasium.Env, None, "must be made of letters, digits"),
     ],
 )
 def test_names_that_cannot_be_registered(

@@ -498,9 +498,12 @@ def told(run_dir, *parts, **options):
 
 
 def test_a_missing_checkpoint_is_told(tmp_path):
-    advice = "start a new run with another --run-dir, or delete this one"
+    advice = "without --resume starts it anew"
     told(tmp_path, "No checkpoint in", str(tmp_path / "checkpoint" / "checkpoint.json"), advice)
     told(tmp_path / "nowhere", "No checkpoint in")
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / "state-2.safetensors").touch()
+    told(tmp_path, "checkpoint.json is missing beside the files that it names; put back an intact copy")
 
 
 @pytest.mark.parametrize("name", ["state-2.safetensors", "replay-0-4.safetensors", "replay-4-8.safetensors"])

@@ -48,11 +48,52 @@ def test_moved_run_knows_where_it_is(tmp_path: Path) -> None:
     assert run_dir.load_config(tmp_path / "new").run_dir == str(tmp_path / "new")
 
 
-def test_refuses_a_run_and_keeps_it(tmp_path: Path) -> None:
+def files_in(path: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize("saved", ["checkpoint.json", "state-400.safetensors"])  # without a manifest it is damaged
+def test_refuses_a_run_and_keeps_it(tmp_path: Path, saved: str) -> None:
     path = run_dir.create(config_in(tmp_path / "run"))
-    before = (path / "config.json").read_bytes()
-    assert "already holds a run" in message(run_dir.create, config_in(path, steps=7))
-    assert (path / "config.json").read_bytes() == before
+    (path / "checkpoint").mkdir()
+    (path / "checkpoint" / saved).write_text("{}")
+    (path / "metrics.jsonl").write_text("")
+    before = files_in(path)
+    assert "already holds a run. Add --resume" in message(run_dir.create, config_in(path, steps=7))
+    assert files_in(path) == before
+
+
+def unsaved_run(path: Path) -> Path:
+    """What a run leaves that was killed while it wrote its first checkpoint."""
+    run_dir.create(config_in(path))
+    for name in ("plan.json", "metrics.jsonl", "tensorboard/events.1", "checkpoint/replay-0-9.safetensors", ".x.tmp"):
+        (path / name).parent.mkdir(exist_ok=True)
+        (path / name).write_text("{}\n")
+    return path
+
+
+def test_a_run_without_a_checkpoint_starts_anew_and_says_so(tmp_path: Path) -> None:
+    path, said = unsaved_run(tmp_path / "run"), list[str]()
+    run_dir.create(config_in(path, steps=7), said.append)
+    assert said == [f"{path} holds a run that ended before its first checkpoint: starting anew there"]
+    assert set(files_in(path)) == {"config.json", ".x.tmp"}
+    assert run_dir.load_config(path).steps == 7
+    said.clear()
+    run_dir.create(config_in(tmp_path / "new"), said.append)
+    assert not said
+
+
+def test_a_run_without_a_checkpoint_stays_where_others_have_put_files_or_train(tmp_path: Path) -> None:
+    path = unsaved_run(tmp_path / "run")
+    before = files_in(path)
+    with run_dir.held(path):
+        assert "another process trains there" in message(run_dir.create, config_in(path))
+        run_dir.discard_unused(path)
+        assert "another process trains there" in message(lambda: run_dir.held(path).__enter__())
+    assert files_in(path) == before
+    (path / "notes.txt").write_text("")
+    assert "other files, such as notes.txt" in message(run_dir.create, config_in(path))
+    assert files_in(path) == before | {"notes.txt": b""}
 
 
 def test_resume_rewrites_the_config(tmp_path: Path) -> None:

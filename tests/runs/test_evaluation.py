@@ -84,7 +84,7 @@ def test_how_many_episodes_by_default(rule, episodes):
 
 @pytest.mark.parametrize("episodes", [0, -2])
 def test_fewer_episodes_than_one_are_refused(episodes):
-    with pytest.raises(UserError, match=f"episodes must be 1 or more, got {episodes}"):
+    with pytest.raises(UserError, match=f"episodes must be a whole number of 1 or more, got {episodes}"):
         evaluate(run_config(), None, episodes=episodes)
 
 

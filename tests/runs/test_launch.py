@@ -59,6 +59,7 @@ BAD = [
     (["--seeds", "2", "--run-dir", "", "--resume"], "run_dir must not be empty, got ''"),
     (["--seeds", "2", "--run-dir", "run"], "--run-dir must be a directory for several runs, but run is a run"),
     (["--seeds", "2", "--run-dir", "group"], "group/Catch-seed1 is there already. Add --resume"),
+    (["--seeds", "2", "--run-dir", "mixed"], "--run-dir must be new or empty, but mixed/Catch-seed1 holds other files"),
     (["--seeds", "2", "--resume"], "--resume needs the --run-dir of the runs to go on with"),
     (["--seeds", "2", "--resume", "--run-dir", "none"], "none holds none of the runs to go on with"),
     (
@@ -66,7 +67,8 @@ BAD = [
         "A resumed run keeps its settings, but agent.gamma was 0.985",
     ),
     (["--game", "Catch,Bongo"], "Unknown game 'Bongo'."),
-    (["--game", "Catch,"], "Unknown game ''."),
+    (["--game", "Catch,"], "--game must name a game before and after each comma, got 'Catch,'"),
+    (["--parallel", "2"], "--parallel is for several runs, and this is one, got 2; leave --parallel out"),
     (["--game", "Catch,Pong,Catch"], "--game must name each game once, got 'Catch,Pong,Catch'"),
     (["--seeds", "2", "--agent.gamma", "2"], "agent.gamma must be > 0 and <= 1, got 2.0"),
     (["--seeds", "2", "--device", "cuda:99"], "device cuda:99 was asked for, but"),
@@ -84,6 +86,8 @@ def no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
     create(replace(preset_config("tiny", "standard"), run_dir="run"))
+    (tmp_path / "mixed" / "Catch-seed1").mkdir(parents=True)
+    (tmp_path / "mixed" / "Catch-seed1" / "thesis.tex").write_text("")
     make_run(tmp_path / "group" / "Catch-seed1", seed=1, step=100)
     return tmp_path
 
@@ -114,7 +118,7 @@ def test_bad_input_is_one_line_before_any_run_starts(
 
 
 def test_one_run_is_no_process_of_its_own(no_process: Path) -> None:
-    assert cli.main(["train", *TINY, "--seeds", "1", "--parallel", "4", "--steps", "20", "--run-dir", "one"]) == 0
+    assert cli.main(["train", *TINY, "--seeds", "1", "--steps", "20", "--run-dir", "one"]) == 0
     assert load_checkpoint(no_process / "one", "cpu").step == 20
     assert type(load_config(no_process / "one")) is TrainConfig
     assert "seeds" not in json.loads((no_process / "one" / "config.json").read_text())
@@ -185,7 +189,7 @@ def test_resume_goes_on_with_what_began_skips_what_is_finished_and_begins_the_re
     odd = [
         make_run(group / f"Catch-seed{seed}", seed=seed, step=step) for seed, step in ((1, 500), (2, 100), (3, None))
     ]
-    assert [entry.name for entry in (group / "Catch-seed3").iterdir()] == ["config.json"]  # ended before it began
+    assert [entry.name for entry in (group / "Catch-seed3").iterdir()] == ["config.json"]  # ended before it saved
     args = ["--game", "Catch", "--seed", "1", "--seeds", "4", "--run-dir", str(group), "--resume"]
     finished, going, unborn, new = resumed_runs(read_config(args), args, read_config)
     assert [planned.start_step for planned in (finished, going, unborn, new)] == [500, 100, 0, 0]
@@ -194,7 +198,7 @@ def test_resume_goes_on_with_what_began_skips_what_is_finished_and_begins_the_re
     assert read_config(list(going.flags)).one_run() == going.config
     for planned, seed in ((unborn, 3), (new, 4)):  # the same settings as the others have, though none were given
         assert planned.config == replace(odd[0], seed=seed, run_dir=str(group / f"Catch-seed{seed}"))
-        assert not planned.run_dir.exists()
+        assert not planned.config.resume
         assert read_config(list(planned.flags)).one_run() == planned.config
     longer = [*args, "--steps", "900"]
     assert [planned.config.steps for planned in resumed_runs(read_config(longer), longer, read_config)] == [900] * 4
@@ -220,13 +224,15 @@ def test_a_group_that_is_finished_has_nothing_to_do(
 def test_what_is_advised_after_a_stop_works(
     where: list[str], no_process: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    """With --resume once a run has begun; before that there is nothing to resume, and the same command begins."""
+    """With --resume once a run has saved; before that there is nothing to resume, and the same command begins."""
     begin = [False]
 
     def stopped(planned_runs: list[Planned], *_: object) -> tuple[list, int]:
         create(planned_runs[0].config)  # its process ended before it saved
+        (planned_runs[0].run_dir / "metrics.jsonl").touch()
         if begin[0]:
-            (planned_runs[0].run_dir / "metrics.jsonl").touch()
+            (planned_runs[0].run_dir / "checkpoint").mkdir(exist_ok=True)
+            (planned_runs[0].run_dir / "checkpoint" / "checkpoint.json").touch()
         return [], signal.SIGTERM
 
     def advised(args: list[str]) -> list[str]:

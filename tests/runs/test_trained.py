@@ -210,7 +210,7 @@ def test_a_dream_lies_within_an_episode_where_replay_has_no_last_observations(tm
 
 @pytest.mark.parametrize(("horizon", "num"), [(0, 1), (1, 0), (-1, 1)])
 def test_a_dream_of_nothing_is_refused(trained, horizon, num):
-    with pytest.raises(UserError, match=f"1 or more, got {horizon} and {num}"):
+    with pytest.raises(UserError, match=f"must be a whole number from 1 to 100000, got {min(horizon, num)}"):
         trained.dream(horizon, num)
 
 
