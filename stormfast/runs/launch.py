@@ -32,11 +32,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from stormfast.envs import check_settings
 from stormfast.envs.games import find
 from stormfast.errors import UserError
 from stormfast.memory.estimate import num_fitting
-from stormfast.plan import Plan, choose_device, plan
+from stormfast.plan import Plan, plan
 from stormfast.runs.directory import CONFIG, RUNS, check_free, has_checkpoint, load_config, make_default
 from stormfast.runs.manifest import DIRECTORY, read_manifest
 from stormfast.runs.processes import Planned, Process, watch
@@ -57,9 +56,10 @@ def train_several(launch: LaunchConfig, args: Sequence[str], read_config: ReadCo
     Returns: 0 when every run got its steps, 1 when one failed, 128 + the signal that stopped them.
     Raises: UserError, before any run starts, for what is wrong with the settings or in the way of a directory.
     """
-    choose_device(launch.device)  # one that is not here is refused before any directory is made
     try:
         planned_runs = resumed_runs(launch, args, read_config) if launch.resume else new_runs(launch)
+        todo = [planned for planned in planned_runs if planned.start_step < planned.config.steps]
+        decided = plan_of([planned.config for planned in todo or planned_runs])
         group = planned_runs[0].run_dir.parent
         group.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -67,8 +67,6 @@ def train_several(launch: LaunchConfig, args: Sequence[str], read_config: ReadCo
         raise UserError(
             f"--run-dir must be a directory that can be written, but {where}: {error.strerror or error}; choose another"
         ) from None
-    todo = [planned for planned in planned_runs if planned.start_step < planned.config.steps]
-    decided = plan(planned_runs[0].config)
     parallel = as_many_as_fit(num_at_once(launch, len(todo), decided), todo, decided)
     environment, threads = process_environment(parallel)
     done = f", {len(planned_runs) - len(todo)} of them finished already" if len(todo) < len(planned_runs) else ""
@@ -121,6 +119,7 @@ def pairs(launch: LaunchConfig) -> list[tuple[str, int]]:
 def new_runs(launch: LaunchConfig) -> list[Planned]:
     """The runs of a launch, none of which may exist yet. Raises: UserError; OSError as the file system gives it."""
     settings, wanted = launch.one_run(), pairs(launch)
+    plan_of([replace(settings, game=game) for game in launch.games])  # what it refuses leaves no directory
     group = Path(launch.run_dir) if launch.run_dir else make_default(RUNS)
     if group.exists() and not group.is_dir():
         raise UserError(f"--run-dir must be a directory, but {group} is a file; choose another")
@@ -128,7 +127,6 @@ def new_runs(launch: LaunchConfig) -> list[Planned]:
         raise UserError(f"--run-dir must be a directory for several runs, but {group} is a run; choose another")
     planned_runs = [new_run(settings, group, *pair) for pair in wanted]
     for planned in planned_runs:
-        check_settings(planned.config)
         if has_checkpoint(planned.run_dir):
             raise UserError(
                 f"{planned.run_dir} is there already. Add --resume to go on with the runs in {group}, or choose "
@@ -136,6 +134,12 @@ def new_runs(launch: LaunchConfig) -> list[Planned]:
             )
         check_free(planned.run_dir)
     return planned_runs
+
+
+def plan_of(configs: Sequence[TrainConfig]) -> Plan:
+    """The plan of the first of some runs, which differ in game and seed alone. Raises: UserError where one has none."""
+    games = {config.game: config for config in reversed(configs)}
+    return [plan(config) for config in games.values()][-1]
 
 
 def new_run(settings: TrainConfig, group: Path, game: str, seed: int) -> Planned:

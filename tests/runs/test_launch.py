@@ -72,6 +72,9 @@ BAD = [
     (["--game", "Catch,Pong,Catch"], "--game must name each game once, got 'Catch,Pong,Catch'"),
     (["--seeds", "2", "--agent.gamma", "2"], "agent.gamma must be > 0 and <= 1, got 2.0"),
     (["--seeds", "2", "--device", "cuda:99"], "device cuda:99 was asked for, but"),
+    (["--seeds", "2", "--atari.sticky", "0.5"], "--atari.sticky is for Atari games, and Catch is none, got 0.5"),
+    (["--game", "Pong,Catch", "--atari.sticky", "0.5"], "--atari.sticky is for Atari games, and Catch is none"),
+    (["--seeds", "2", "--env-backend", "ale", "--run-dir", "new"], "--env-backend is for Atari games, and Catch is"),
 ]
 
 
