@@ -137,8 +137,7 @@ class DreamEnv(VectorEnv):
         return torch.rand(self.num_envs, categoricals, generator=self.generator, device=self.world_model.device)
 
     def _frames(self) -> Tensor:
-        assert self.world_model.decoder is not None
-        frames = self.world_model.decoder(self.latent)
+        frames = self.world_model.decode(self.latent)
         return (frames.clamp(0, 1) * 255).round().to(torch.uint8)
 
     def _close(self) -> None:

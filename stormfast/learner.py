@@ -55,6 +55,11 @@ class Learner:
     def autocast(self) -> torch.autocast:
         return autocast(self.device, self.precision)
 
+    def centre(self, mean_frame: Tensor) -> None:
+        """Tells the world model the mean frame [3, 64, 64] of the game; once, before it learns."""
+        self.world_model.centre(mean_frame)
+        self.inference.refresh()
+
     def update_world_model(self, batch: Batch) -> dict[str, Tensor]:
         """One optimiser step on replayed windows [B, T].
 

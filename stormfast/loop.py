@@ -141,6 +141,8 @@ def advance(run: Run) -> dict[str, float] | None:
     with annotate.phase("act"):
         action = run.collector.act(at_random=before < config.acting.random_steps)  # the one host sync
     run.step += run.collector.num_acting
+    if before < config.acting.random_steps <= run.step and config.world_model.centre_frames:
+        run.learner.centre(run.replay.mean_frame())  # from here on the world model learns
     updates = due(before, run.step, config.world_model.updates_per_step, config.acting.random_steps)
     for _ in range(updates):
         run.metrics.add(run.updates.update_world_model())

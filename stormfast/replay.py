@@ -193,6 +193,16 @@ class Replay:
         batch["action"] = batch["action"].long()
         return Batch(**batch)
 
+    def mean_frame(self) -> Tensor:
+        """[3, 64, 64] float32 in [0, 1], the mean of all stored frames but the demonstration's."""
+        first, last = self._written - self.lengths, self._written
+        slots = torch.from_numpy(self._slots(first, last)).to(self.device)
+        frames = fields_of(self._store)["obs"]
+        total = torch.zeros(OBS_SHAPE, dtype=torch.int64, device=self.device)
+        for part in slots.split(1024):  # in parts: as int64 a frame is eight times as large
+            total += frames.index_select(0, part).sum(0, dtype=torch.int64)
+        return (total.double() / (255 * len(slots))).float()
+
     # --- saving and restoring ------------------------------------------------------------------------------------
 
     def read_rows(self, first: np.ndarray, last: np.ndarray) -> dict[str, Tensor]:

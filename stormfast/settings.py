@@ -115,6 +115,12 @@ class WorldModelConfig:
     learning_rate: Annotated[AboveZero, Doc("Adam step size")] = 1e-4
     clip_norm: Annotated[AboveZero, Doc("gradient norm limit")] = 1000.0
     head_init: Annotated[HeadInit, Doc("first weights of the reward head's output layer")] = "zero"
+    centre_frames: Annotated[
+        bool, Doc("the networks see and draw the difference to the mean frame of the random steps")
+    ] = False  # fmt: skip
+    decoder_init: Annotated[HeadInit, Doc("first weights of the decoder's output layer")] = "default"
+    focus: Annotated[NotNegative, Doc("a pixel that moves weighs 1 + focus in the reconstruction; mean weight 1")] = 0.0
+    norm_momentum: Annotated[AboveZero, Doc("share of a batch in the running batch-norm statistics")] = 0.1
     life_loss_terminates: Annotated[bool, Doc("a lost life counts as the end of an episode in the loss")] = True
     separate_episodes: Annotated[bool, Doc("keep where episodes begin and end; nothing leaks across a reset")] = True
     loss: WorldModelLossConfig = field(default_factory=WorldModelLossConfig)
@@ -397,6 +403,7 @@ def _rules(config: TrainConfig) -> list[tuple[bool, str]]:
             f"imagination.batch_size must be a multiple of agent.minibatches ({config.agent.minibatches}), got "
             f"{imagination.batch_size}",
         ),
+        (model.norm_momentum <= 1, f"world_model.norm_momentum must be > 0 and <= 1, got {model.norm_momentum}"),
         (replay.capacity // config.num_envs >= window, f"replay.capacity must hold {each}, got {replay.capacity}"),
         (
             config.acting.random_steps // config.num_envs >= window,
@@ -444,6 +451,10 @@ def why_not_envpool(env: EnvConfig, atari: AtariConfig) -> str:
 # here.
 SINCE: dict[str, Any] = {
     "env.render_obs": False,
+    "world_model.centre_frames": False,
+    "world_model.decoder_init": "default",
+    "world_model.focus": 0.0,
+    "world_model.norm_momentum": 0.1,
     "world_model.loss.reconstruction": 1.0,
     "world_model.loss.reward": 1.0,
     "world_model.loss.termination": 1.0,

@@ -11,14 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from stormfast import cli
 from stormfast.errors import UserError
 from stormfast.loop import crossed, due, train
-from stormfast.runs.checkpoint import load_checkpoint
-from stormfast.runs.run import env_seed
+from stormfast.runs.checkpoint import Checkpoint, load_checkpoint
+from stormfast.runs.run import env_seed, make_replay
 from stormfast.schema import override, to_json
 from stormfast.settings import TrainConfig, preset_config
 
@@ -139,7 +140,12 @@ def test_envpool_run_resumes_with_new_episodes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("protocol", ["standard", "reference"])
 @pytest.mark.parametrize(
     "overrides",
-    [{"world_model.tokens": "separate"}, {"agent.state": "hidden"}, {"agent.state": "latent", "agent.minibatches": 2}],
+    [
+        {"world_model.tokens": "separate"},
+        {"agent.state": "hidden"},
+        {"agent.state": "latent", "agent.minibatches": 2},
+        {"world_model.centre_frames": True, "world_model.decoder_init": "zero", "world_model.focus": 9.0},
+    ],
 )
 def test_every_variant_trains(tmp_path: Path, protocol: str, overrides: dict[str, Any]) -> None:
     base = override(
@@ -148,6 +154,26 @@ def test_every_variant_trains(tmp_path: Path, protocol: str, overrides: dict[str
     )
     run(override(base, {"game": "Breakout", "run_dir": str(tmp_path / "run")} | overrides))
     assert load_checkpoint(tmp_path / "run", "cpu").step == 48
+
+
+def test_the_mean_frame_is_that_of_the_random_steps_and_stays(tmp_path: Path) -> None:
+    """The run stops before its last random step, is resumed over it, and goes on."""
+
+    config = small_config(tmp_path / "run", game="Catch", world_model__centre_frames=True)
+
+    def trained_to(steps: int, resume: bool) -> Checkpoint:
+        return load_checkpoint(run(replace(config, steps=steps, resume=resume)), "cpu")
+
+    name = "world_model.encoder.mean_frame"
+    assert not trained_to(20, False).tensors[name].any()
+    saved = trained_to(45, True)
+    replay = make_replay(config, 3, torch.device("cpu"))
+    saved.restore_replay(replay)
+    rows = replay.read_rows(np.array([0]), replay.written)
+    acted = (~rows["is_last"]).cumsum(0)
+    before = rows["obs"][acted < 40]  # the row of step 40 follows the updates of step 40
+    torch.testing.assert_close(saved.tensors[name].double(), before.double().mean(0) / 255, rtol=0, atol=1e-6)
+    assert torch.equal(trained_to(60, True).tensors[name], saved.tensors[name])
 
 
 def test_a_run_that_diverges_says_so_and_keeps_its_checkpoint(tmp_path: Path) -> None:

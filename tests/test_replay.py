@@ -479,3 +479,11 @@ def test_rows_that_are_gone_or_to_come_are_refused():
         replay.write_rows(np.array([3]), np.array([7]), rows)
     with pytest.raises(ValueError, match="got nothing"):
         replay.write_rows(np.array([3]), np.array([6]), {"obs": rows["obs"]})
+
+
+@pytest.mark.parametrize(("capacity", "num_appends"), [(60, 7), (12, 9)])
+def test_the_mean_frame_is_that_of_every_stored_row(capacity, num_appends):
+    replay, naive = filled(capacity, 3, num_appends, keep_last_obs=False, demonstration=demonstration(9))
+    frames = np.stack([row["obs"] for stream in naive.streams for row in stream])
+    assert len(frames) == len(replay)
+    np.testing.assert_allclose(replay.mean_frame().numpy(), frames.astype(np.float64).mean(0) / 255, rtol=1e-6)

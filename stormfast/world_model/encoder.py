@@ -34,23 +34,31 @@ def channels_last(module: nn.Sequential) -> nn.Sequential:
 class Encoder(nn.Module):
     """4 x [conv 4x4 stride 2 pad 1 no bias, batch norm, ReLU]: [B, 3, 64, 64] -> [B, E], flattened as C, H, W.
 
-    Source: STORM, arXiv 2310.09615, appendix (image encoder).
+    Args:
+        centre: see the difference to `mean_frame`, [3, 64, 64] in [0, 1], a buffer of zeros until it is set. Frames of
+            a game are nearly all the same, and what is the same in all of them says nothing.
+        momentum: share of a batch in the running statistics of the batch norms.
+    Source: STORM, arXiv 2310.09615, appendix (image encoder), without `centre`.
     """
 
-    def __init__(self, channels: tuple[int, ...]) -> None:
+    mean_frame: Tensor | None
+
+    def __init__(self, channels: tuple[int, ...], *, centre: bool = False, momentum: float = 0.1) -> None:
         super().__init__()
+        self.register_buffer("mean_frame", torch.zeros(OBS_SHAPE) if centre else None)
         layers: list[nn.Module] = []
         for inputs, outputs in zip((3, *channels[:-1]), channels, strict=True):
             layers += [
                 nn.Conv2d(inputs, outputs, 4, stride=2, padding=1, bias=False),
-                nn.BatchNorm2d(outputs),
+                nn.BatchNorm2d(outputs, momentum=momentum),
                 nn.ReLU(inplace=True),
             ]
         self.layers = channels_last(nn.Sequential(*layers))
         self.num_features = channels[-1] * FEATURE_SIZE**2
 
     def forward(self, frames: Tensor) -> Tensor:
-        return self.layers(frames).flatten(1)
+        centred = frames if self.mean_frame is None else frames - self.mean_frame
+        return self.layers(centred).flatten(1)
 
     def embed(self, obs: Tensor) -> Tensor:
         """Frames [..., 3, 64, 64], uint8 or float in [0, 1] -> [prod(...), E]."""
@@ -61,21 +69,30 @@ class Decoder(nn.Module):
     """The encoder mirrored: [B, S*K] -> linear, batch norm, ReLU -> 4 transposed convolutions -> [B, 3, 64, 64],
     unbounded.
 
+    Args:
+        zero: start the output layer at 0, so that the first frames drawn are black, or the mean frame.
+        momentum: share of a batch in the running statistics of the batch norms.
     Source: STORM, arXiv 2310.09615, appendix (image decoder).
     """
 
-    def __init__(self, latent_features: int, channels: tuple[int, ...]) -> None:
+    def __init__(
+        self, latent_features: int, channels: tuple[int, ...], *, zero: bool = False, momentum: float = 0.1
+    ) -> None:
         super().__init__()
         self.linear = nn.Linear(latent_features, channels[-1] * FEATURE_SIZE**2, bias=False)
-        layers: list[nn.Module] = [nn.BatchNorm2d(channels[-1]), nn.ReLU(inplace=True)]
+        layers: list[nn.Module] = [nn.BatchNorm2d(channels[-1], momentum=momentum), nn.ReLU(inplace=True)]
         upward = channels[::-1]
         for inputs, outputs in itertools.pairwise(upward):
             layers += [
                 nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1, bias=False),
-                nn.BatchNorm2d(outputs),
+                nn.BatchNorm2d(outputs, momentum=momentum),
                 nn.ReLU(inplace=True),
             ]
-        layers.append(nn.ConvTranspose2d(upward[-1], 3, 4, stride=2, padding=1))
+        output = nn.ConvTranspose2d(upward[-1], 3, 4, stride=2, padding=1)
+        if zero:
+            nn.init.zeros_(output.weight)
+            nn.init.zeros_(output.bias)  # type: ignore[arg-type]
+        layers.append(output)
         self.layers = channels_last(nn.Sequential(*layers))
 
     def forward(self, latent: Tensor) -> Tensor:

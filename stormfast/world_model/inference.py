@@ -78,6 +78,8 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
 class FoldedEncoder(nn.Module):
     """Encoder in evaluation mode, each batch norm folded into the convolution before it."""
 
+    mean_frame: Tensor | None  # [3, 64, 64] in 0..255
+
     def __init__(self, encoder: Encoder, dtype: torch.dtype) -> None:
         super().__init__()
         self.dtype = dtype
@@ -87,6 +89,8 @@ class FoldedEncoder(nn.Module):
             self.register_buffer(f"weight_{i}", weight.clone(), persistent=False)
             self.register_buffer(f"bias_{i}", weight.new_zeros(len(weight)), persistent=False)
         self.num_layers = len(convolutions)
+        mean_frame = encoder.mean_frame
+        self.register_buffer("mean_frame", None if mean_frame is None else torch.zeros_like(mean_frame, dtype=dtype))
 
     @torch.no_grad()
     def fold(self, encoder: Encoder) -> None:
@@ -97,11 +101,15 @@ class FoldedEncoder(nn.Module):
             pixel = 1 / 255 if i == 0 else 1.0
             getattr(self, f"weight_{i}").copy_(convolution.weight * (scale[i] * pixel)[:, None, None, None])
             getattr(self, f"bias_{i}").copy_(norm.bias - norm.running_mean * scale[i])  # type: ignore[operator]
+        if self.mean_frame is not None and encoder.mean_frame is not None:
+            self.mean_frame.copy_(encoder.mean_frame * 255)
 
     def embed(self, obs: Tensor) -> Tensor:
         """Frames [..., 3, 64, 64], uint8 or float in [0, 1] -> [prod(...), E], as Encoder.embed in evaluation mode."""
         x = obs.flatten(0, -4).contiguous(memory_format=torch.channels_last)  # in uint8: a quarter of the bytes to move
         x = x.to(self.dtype) if x.dtype == torch.uint8 else (x * 255).to(self.dtype)
+        if self.mean_frame is not None:  # subtracted, not folded into a bias: bfloat16 would lose what is small
+            x = x - self.mean_frame
         for i in range(self.num_layers):
             x = F.conv2d(x, getattr(self, f"weight_{i}"), getattr(self, f"bias_{i}"), stride=2, padding=1).relu_()
         return x.flatten(1)

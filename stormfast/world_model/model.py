@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from stormfast.records import Batch
 from stormfast.settings import WorldModelConfig
 from stormfast.world_model.encoder import Decoder, Encoder, normalize_frames
-from stormfast.world_model.heads import TwoHot
+from stormfast.world_model.heads import TwoHot, upcast
 from stormfast.world_model.latent import LatentHead, sample_latent, sample_latent_with_log_probs
 from stormfast.world_model.losses import HEADS, Prediction, world_model_loss
 from stormfast.world_model.transformer import SequenceModel
@@ -24,9 +24,15 @@ class WorldModel(nn.Module):
     def __init__(self, config: WorldModelConfig, num_actions: int) -> None:
         super().__init__()
         latent_features = config.categoricals * config.classes
-        self.encoder = Encoder(config.channels)
+        momentum = config.norm_momentum
+        self.encoder = Encoder(config.channels, centre=config.centre_frames, momentum=momentum)
         weights = config.loss.weights()
-        self.decoder = Decoder(latent_features, config.channels) if weights["reconstruction"] else None
+        zero = config.decoder_init == "zero"
+        self.decoder = (
+            Decoder(latent_features, config.channels, zero=zero, momentum=momentum)
+            if weights["reconstruction"]
+            else None
+        )
         self.posterior = LatentHead(self.encoder.num_features, config.categoricals, config.classes)
         self.prior = LatentHead(config.width, config.categoricals, config.classes)
         self.sequence = SequenceModel(config, num_actions)
@@ -44,6 +50,18 @@ class WorldModel(nn.Module):
         """Posterior logits of frames [..., 3, 64, 64] (uint8, or float in [0, 1]) -> [..., S, K]."""
         return self.posterior(self.encoder.embed(obs)).unflatten(0, obs.shape[:-3])
 
+    def decode(self, latent: Tensor) -> Tensor:
+        """Frames [B, 3, 64, 64], unbounded, of latents [B, S*K]. The model must have a decoder."""
+        assert self.decoder is not None
+        frames, mean = self.decoder(latent), self.encoder.mean_frame
+        return frames if mean is None else upcast(frames) + mean
+
+    @torch.no_grad()
+    def centre(self, mean_frame: Tensor) -> None:
+        """Sets the frame that encoder and decoder take as zero: [3, 64, 64] in [0, 1]. Only with centre_frames."""
+        assert self.encoder.mean_frame is not None
+        self.encoder.mean_frame.copy_(mean_frame)
+
     def sample(self, logits: Tensor, uniform: Tensor | None) -> Tensor:
         """Latent [..., S*K] from logits [..., S, K] and uniform numbers [..., S]; the mode without them."""
         return sample_latent(logits, uniform, self.config.unimix)
@@ -60,7 +78,7 @@ class WorldModel(nn.Module):
             prior=self.prior(hidden),
             reconstruction=None
             if self.decoder is None
-            else self.decoder(latent.flatten(0, 1)).unflatten(0, batch_shape),
+            else self.decode(latent.flatten(0, 1)).unflatten(0, batch_shape),
             heads={name: getattr(self, name)(hidden) for name in HEADS if hasattr(self, name)},
             hidden=hidden,
         )

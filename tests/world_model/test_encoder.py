@@ -94,3 +94,32 @@ def test_weights_are_channels_last():
         convolutions = [p for p in module.parameters() if p.dim() == 4]
         assert len(convolutions) == 4
         assert all(p.is_contiguous(memory_format=torch.channels_last) for p in convolutions)
+
+
+@torch.no_grad()
+def test_a_centred_encoder_sees_the_difference_to_the_mean_frame():
+    encoder = Encoder((2, 3, 4, 5), centre=True).eval()
+    mean, frames = torch.rand(3, 64, 64), torch.rand(2, 3, 64, 64)
+    plain = encoder(frames)
+    encoder.mean_frame.copy_(mean)
+    torch.testing.assert_close(encoder(frames + mean), plain)
+    assert not torch.allclose(encoder(frames), plain)
+
+
+@pytest.mark.parametrize("momentum", [0.1, 0.3])
+@torch.no_grad()
+def test_running_statistics_move_by_their_momentum(momentum):
+    for module, shape in (
+        (Encoder((2, 3, 4, 5), momentum=momentum), (4, 3, 64, 64)),
+        (Decoder(9, (2, 3, 4, 5), momentum=momentum), (4, 9)),
+    ):
+        norms = [norm for norm in module.modules() if isinstance(norm, torch.nn.BatchNorm2d)]
+        assert len(norms) == 4
+        before = [norm.running_var.clone() for norm in norms]
+        seen = {}
+        for norm in norms:
+            norm.register_forward_pre_hook(lambda norm, inputs, seen=seen: seen.update({norm: inputs[0].clone()}))
+        module.train()(torch.rand(shape))
+        for norm, old in zip(norms, before, strict=True):
+            expected = (1 - momentum) * old + momentum * seen[norm].var((0, 2, 3), unbiased=True)
+            torch.testing.assert_close(norm.running_var, expected)

@@ -99,3 +99,19 @@ def test_a_row_alone_is_that_of_the_full_pass(tokens):
     latent = model.sample(model.encode(batch.obs), None)
     expected = model.sequence(latent, batch.action, None)[torch.arange(5), step]
     torch.testing.assert_close(model.sequence.at(latent, batch.action, step), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float64, 1e-13), (torch.float32, 1e-5), (torch.bfloat16, 0.03)])
+@torch.no_grad()
+def test_the_folded_encoder_takes_the_mean_frame_away(dtype, error):
+    learner = tiny_learner(values={"world_model.centre_frames": True})
+    model, obs, mean = learner.world_model, make_batch(3, 2).obs, torch.rand(3, 64, 64)
+    plain = model.encoder.embed(obs)
+    inference = InferenceModel(model, dtype)
+    model.centre(mean)
+    expected = model.encoder.embed(obs)
+    assert difference(expected, plain) > 0.1
+    assert difference(inference.folded.embed(obs), plain) < error  # until the refresh
+    inference.refresh()
+    for frames in (obs, obs / 255):
+        assert difference(inference.folded.embed(frames), expected) < error

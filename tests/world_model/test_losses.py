@@ -14,7 +14,14 @@ from stormfast.objective import weighted_sum
 from stormfast.settings import WorldModelConfig, WorldModelLossConfig
 from stormfast.world_model import WorldModel
 from stormfast.world_model.heads import NUM_BINS, TwoHot
-from stormfast.world_model.losses import HEADS, Prediction, free_bits_mean, masked_mean, world_model_loss
+from stormfast.world_model.losses import (
+    HEADS,
+    Prediction,
+    free_bits_mean,
+    masked_mean,
+    motion_weight,
+    world_model_loss,
+)
 from stormfast_kernels import unimix_log_probs
 from tests.model_fixtures import make_batch, tiny_config
 
@@ -256,3 +263,68 @@ def test_weighted_sum():
     assert weighted_sum(terms, {"a": 1.0, "b": -0.5, "c": 0.0}).item() == 0.5
     with pytest.raises(ValueError, match="must not be 0"):
         weighted_sum(terms, dict.fromkeys(terms, 0))
+
+
+def naive_motion_weight(frames: Tensor, is_first: Tensor, focus: float) -> Tensor:
+    weight = torch.ones(B, T, 1, 64, 64)
+    for b in range(B):
+        for t in range(T):
+            for other, begins in ((t - 1, t), (t + 1, t + 1)):
+                if 0 <= other < T and not is_first[b, begins]:
+                    change = (frames[b, t] - frames[b, other]).abs().max(0).values
+                    weight[b, t, 0][change > 0.05] = 1 + focus
+    return weight / weight.mean()
+
+
+def moving_frames(batch):
+    """A block that moves over one still picture, another one from each reset on. [B, T, 3, 64, 64]."""
+    g = torch.Generator().manual_seed(1)
+    frames = torch.rand(B, 1, 3, 64, 64, generator=g).repeat(1, T, 1, 1, 1)
+    for b in range(B):
+        for t in range(T):
+            if batch.is_first[b, t]:
+                frames[b, t:] = torch.rand(3, 64, 64, generator=g)
+            frames[b, t, :, 8 : 8 + b, 5 * t : 5 * t + 3] += 0.3  # nothing moves in window 0
+    return frames
+
+
+def test_pixels_that_move_weigh_more():
+    batch = make_batch(B, T, seed=5)
+    assert batch.is_first[:, 1:].any()
+    frames = moving_frames(batch)
+    weight = motion_weight(frames, ~batch.is_first[:, 1:], 9.0)
+    close(weight, naive_motion_weight(frames, batch.is_first, 9.0))
+    close(weight.mean(), 1.0)
+    close(weight.max() / weight.min(), 10.0)
+    assert (weight[0] == weight.min()).all()
+
+
+def test_a_reset_counts_as_motion_only_where_it_is_not_known():
+    batch = make_batch(B, T, seed=5)
+    frames = moving_frames(batch)
+    everywhere = motion_weight(frames, None, 9.0)
+    close(everywhere, naive_motion_weight(frames, torch.zeros_like(batch.is_first), 9.0))
+    assert not torch.equal(everywhere, motion_weight(frames, ~batch.is_first[:, 1:], 9.0))
+
+
+def test_focus_weighs_the_squared_error_and_nothing_else():
+    prediction, batch = make_prediction(), make_batch(B, T, seed=5)
+    frames = moving_frames(batch)
+    plain, focused = (
+        world_model_loss(prediction, frames.flatten(0, 1), batch, TwoHot(), config_of(focus=focus))
+        for focus in (0.0, 9.0)
+    )
+    weight = naive_motion_weight(frames, batch.is_first, 9.0)
+    close(focused["reconstruction"], (weight * (prediction.reconstruction - frames) ** 2).sum((2, 3, 4)).mean())
+    assert focused["reconstruction"] != plain["reconstruction"]
+    for name in plain.keys() - {"reconstruction", "total"}:
+        assert torch.equal(plain[name], focused[name])
+
+
+def test_where_nothing_moves_focus_changes_nothing():
+    prediction, batch = make_prediction(), make_batch(B, T, resets=False)
+    frames = torch.rand(B, 1, 3, 64, 64).repeat(1, T, 1, 1, 1).flatten(0, 1)
+    plain, focused = (
+        world_model_loss(prediction, frames, batch, TwoHot(), config_of(focus=focus)) for focus in (0.0, 9.0)
+    )
+    assert torch.equal(plain["total"], focused["total"])

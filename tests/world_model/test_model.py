@@ -158,3 +158,26 @@ def test_the_weights_of_a_checkpoint_are_all_there_is():
     with torch.no_grad():
         ours, theirs = (tensors_of(predict(which, batch)) for which in (model, other))
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+
+@torch.no_grad()
+def test_a_centred_model_begins_by_drawing_the_mean_frame():
+    values = {"world_model.centre_frames": True, "world_model.decoder_init": "zero"}
+    model = WorldModel(tiny_config(values=values).world_model, NUM_ACTIONS).eval()
+    mean, batch = torch.rand(3, 64, 64), make_batch()
+    model.centre(mean)
+    frames = normalize_frames(batch.obs)
+    drawn = model.predict(frames, batch, None).reconstruction
+    assert torch.equal(drawn, mean.expand_as(drawn))
+
+
+def test_zero_is_the_decoders_output_layer_alone():
+    drawn = [
+        WorldModel(tiny_config(values={"world_model.decoder_init": init}).world_model, NUM_ACTIONS)
+        for init in ("default", "zero")
+    ]
+    default, zero = (model.decoder.layers[-1] for model in drawn)
+    assert default.weight.abs().min() > 0
+    assert not zero.weight.any()
+    assert not zero.bias.any()
+    assert drawn[1].decoder.layers[-4].weight.abs().min() > 0
