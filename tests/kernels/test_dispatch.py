@@ -1,5 +1,9 @@
 """STORMFAST_KERNELS decides which implementation runs, and says so."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -113,6 +117,14 @@ def test_the_trials_pass_in_the_interpreter(monkeypatch):
     for trial in dispatch._trials:
         trial(torch.device("cpu"))
     assert len((launch.launched - before).keys()) >= len(dispatch._trials)
+
+
+def test_the_package_alone_knows_the_trial_of_every_file_with_a_kernel():
+    """Else a GPU would run a kernel that nothing compared with its reference there. A process without other imports."""
+    files = [path for path in Path(launch.__file__).parent.glob("*.py") if "\n@jit\n" in path.read_text()]
+    show = "from stormfast_kernels import dispatch; print(*{trial.__module__ for trial in dispatch._trials})"
+    done = subprocess.run([sys.executable, "-c", show], capture_output=True, text=True, check=True)
+    assert len(files) >= 2 and set(done.stdout.split()) == {f"stormfast_kernels.{path.stem}" for path in files}
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)])
