@@ -1,7 +1,9 @@
-"""For the kernels' tests: fresh memory holds NaN, so that an element that nobody wrote is seen."""
+"""For the kernels' tests: which path runs; and fresh memory holds NaN, so that an element that nobody wrote is seen."""
 
 import pytest
 import torch
+
+from stormfast_kernels import dispatch, launch
 
 
 @pytest.fixture(autouse=True)
@@ -21,3 +23,28 @@ def poisoned(monkeypatch):
 
     for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
         monkeypatch.setattr(owner, name, poison(getattr(owner, name)))
+
+
+def need_interpreter():
+    pytest.importorskip("triton")
+    if not launch.INTERPRETED:
+        pytest.skip("tensors lie on the CPU: the kernel needs TRITON_INTERPRET=1")
+
+
+@pytest.fixture(params=["reference", "triton"])
+def path(request, monkeypatch):
+    """The test runs once on each path, and the path that ran is asserted."""
+    if request.param == "triton":
+        need_interpreter()
+    monkeypatch.setenv(dispatch.VARIABLE, request.param)
+    before = launch.launched.total()
+    yield request.param
+    assert (launch.launched.total() > before) == (request.param == "triton"), (
+        f"{request.param} was asked for, but did not run"
+    )
+
+
+@pytest.fixture
+def triton_path(monkeypatch):
+    need_interpreter()
+    monkeypatch.setenv(dispatch.VARIABLE, "triton")

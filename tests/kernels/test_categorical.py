@@ -22,31 +22,6 @@ BELOW_ONE = float(np.nextafter(np.float32(1), np.float32(0)))
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
-def need_interpreter():
-    pytest.importorskip("triton")
-    if not launch.INTERPRETED:
-        pytest.skip("tensors lie on the CPU: the kernel needs TRITON_INTERPRET=1")
-
-
-@pytest.fixture(params=["reference", "triton"])
-def path(request, monkeypatch):
-    """The test runs once on each path, and the path that ran is asserted."""
-    if request.param == "triton":
-        need_interpreter()
-    monkeypatch.setenv(dispatch.VARIABLE, request.param)
-    before = launch.launched.total()
-    yield request.param
-    assert (launch.launched.total() > before) == (request.param == "triton"), (
-        f"{request.param} was asked for, but did not run"
-    )
-
-
-@pytest.fixture
-def triton_path(monkeypatch):
-    need_interpreter()
-    monkeypatch.setenv(dispatch.VARIABLE, "triton")
-
-
 def oracle_probs(logits: torch.Tensor, unimix: float) -> torch.Tensor:
     exp = (logits.double() - logits.double().amax(-1, keepdim=True)).exp()
     return (1 - unimix) * exp / exp.sum(-1, keepdim=True) + unimix / logits.shape[-1]
@@ -263,9 +238,9 @@ def test_rounding_does_not_lead_into_impossible_classes(path):
 @pytest.mark.parametrize("shape", [(0, 3, 4), (2, 0, 4), (0, 1, 1)])
 @pytest.mark.parametrize("mode", [True, False])
 @pytest.mark.parametrize("choice", ["reference", "triton"])
-def test_empty_batches_work(shape, mode, choice, monkeypatch):
+def test_empty_batches_work(shape, mode, choice, monkeypatch, request):
     if choice == "triton":
-        need_interpreter()
+        request.getfixturevalue("triton_path")
     monkeypatch.setenv(dispatch.VARIABLE, choice)
     logits = torch.zeros(shape, requires_grad=True)
     sample, index = sample_categorical(logits, None if mode else torch.zeros(shape[:-1]), 0.01)
