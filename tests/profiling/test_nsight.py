@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from bench.kernel_cases import preset_cases
 from tests.conftest import ROOT
 
 KERNEL = "attention_step_kernel"
+KERNELS = sorted({case.kernel for case in preset_cases("tiny")})
 LABEL = "tiny-2026-01-02-030405-abc123"
 TOOL = """#!/usr/bin/env bash
 printf '%s\\0' "$@" --end-of-call >> "$RECORD"
@@ -101,7 +103,7 @@ def test_ncu_profiles_launches_of_one_kernel(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], f"needs the name of a kernel, one of {KERNEL} unimix_gradient_kernel unimix_sample_kernel"),
+        ([], f"needs the name of a kernel, one of {' '.join(KERNELS)}"),
         (["attention"], "'attention' is none of our kernels"),
         ([KERNEL, "--count", "x"], "--count must be a number of launches, got 'x'"),
     ],
