@@ -1,7 +1,7 @@
 """The Triton kernel launches that training makes: one row each, with its shape, bytes and operations.
 
 profiling/kernel_report.py, bench/counts.py, the kernel benches and the table in kernels/README.md read these rows, so a
-new kernel needs one row here. Launches are built on meta tensors, which have no memory.
+new kernel is added here alone. Launches are built on meta tensors, which have no memory.
 
 B windows   T steps a window   C context steps   R rollouts   S categoricals   K classes   H heads   L cache positions
 D head size
@@ -22,6 +22,7 @@ from stormfast_kernels.launch import Launch
 
 Shape = tuple[int, ...]
 PRESETS = tuple(PRESET_TABLE)
+UNIMIX = 0.01  # of every preset
 DTYPES = {
     "bf16": torch.bfloat16,
     "fp32": torch.float32,
@@ -52,7 +53,7 @@ class KernelCase:
         name: in reports and in counts.json.
         caller: what launches it, for readers.
         shape: of the logits, or of the key cache, under a configuration.
-        build: launch for a shape, a dtype and a share of the uniform distribution.
+        build: launch for a shape and a dtype.
         flops: of one launch, for a shape.
         wide_stores: whether its stores must be 16 bytes wide. Its loads always must.
     """
@@ -60,12 +61,12 @@ class KernelCase:
     name: str
     caller: str
     shape: Callable[[TrainConfig], Shape]
-    build: Callable[[Shape, torch.dtype, float], Launch]
+    build: Callable[[Shape, torch.dtype], Launch]
     flops: Callable[[Shape], float]
     wide_stores: bool = True
 
     def work(self, shape: Shape, dtype: torch.dtype) -> Work:
-        return Work(bytes_moved(self.build(shape, dtype, 0.01)), self.flops(shape))
+        return Work(bytes_moved(self.build(shape, dtype)), self.flops(shape))
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class PresetCase:
 
     @cached_property
     def launch(self) -> Launch:
-        return self.case.build(self.shape, DTYPES[self.dtype], self.config.world_model.unimix)
+        return self.case.build(self.shape, DTYPES[self.dtype])
 
     @property
     def kernel(self) -> str:
@@ -131,24 +132,24 @@ def empty(shape: Shape, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def sample(shape: Shape, dtype: torch.dtype, unimix: float, mode: bool = False, with_log_probs: bool = False) -> Launch:
+def sample(shape: Shape, dtype: torch.dtype, mode: bool = False, with_log_probs: bool = False) -> Launch:
     """Sample [..., K] and index [...] of logits [..., K], from uniform numbers or the mode."""
     draw, index = "mode" if mode else empty(shape[:-1]), empty(shape[:-1], torch.int64)
     log_probs = empty(shape) if with_log_probs else None
-    return categorical.forward_launch(empty(shape, dtype), draw, unimix, empty(shape, dtype), index, log_probs)
+    return categorical.forward_launch(empty(shape, dtype), draw, UNIMIX, empty(shape, dtype), index, log_probs)
 
 
-def log_probs(shape: Shape, dtype: torch.dtype, unimix: float) -> Launch:
-    return categorical.forward_launch(empty(shape, dtype), "nothing", unimix, None, None, empty(shape))
+def log_probs(shape: Shape, dtype: torch.dtype) -> Launch:
+    return categorical.forward_launch(empty(shape, dtype), "nothing", UNIMIX, None, None, empty(shape))
 
 
-def gradient(shape: Shape, dtype: torch.dtype, unimix: float, of_sample: bool) -> Launch:
+def gradient(shape: Shape, dtype: torch.dtype, of_sample: bool) -> Launch:
     """Gradient of the logits from that of the log-probabilities, and of the sample where there is one."""
     grad_sample = empty(shape, dtype) if of_sample else None
-    return categorical.backward_launch(empty(shape, dtype), grad_sample, empty(shape), unimix, empty(shape, dtype))
+    return categorical.backward_launch(empty(shape, dtype), grad_sample, empty(shape), UNIMIX, empty(shape, dtype))
 
 
-def attention_step(shape: Shape, dtype: torch.dtype, unimix: float = 0.0, with_first: bool = True) -> Launch:
+def attention_step(shape: Shape, dtype: torch.dtype, with_first: bool = True) -> Launch:
     """shape [R, H, L, D] of each cache; with_first: each sequence has a first visible position of its own."""
     batch, heads, _, head_dim = shape
     query, key, value, out = (empty((batch, heads, head_dim), dtype) for _ in range(4))

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.kernel_cases import CASES, Work, attention_step, attention_work, bytes_moved, preset_cases
-from stormfast_kernels import sample_categorical_with_log_probs, unimix_log_probs
+from bench.kernel_cases import CASES, PRESETS, UNIMIX, Work, attention_step, attention_work, bytes_moved, preset_cases
+from stormfast.settings import preset_config
+from stormfast_kernels import dispatch, sample_categorical_with_log_probs, unimix_log_probs
 from stormfast_kernels.attention import cached_attention_step_reference
 from tests.conftest import ROOT
 
@@ -21,7 +22,7 @@ def nbytes(*arrays: Tensor) -> int:
 def test_bytes_of_sampling_are_those_of_its_tensors(dtype: torch.dtype) -> None:
     shape = (3, 5, 7)
     logits, uniform = torch.randn(shape).to(dtype).requires_grad_(), torch.rand(shape[:-1])
-    sample, index, log_probs = sample_categorical_with_log_probs(logits, uniform, 0.01)
+    sample, index, log_probs = sample_categorical_with_log_probs(logits, uniform, UNIMIX)
     grad_sample, grad_log_probs = torch.randn_like(sample), torch.randn_like(log_probs)
     (gradient,) = torch.autograd.grad((sample, log_probs), logits, (grad_sample, grad_log_probs))
     expected = {
@@ -29,10 +30,11 @@ def test_bytes_of_sampling_are_those_of_its_tensors(dtype: torch.dtype) -> None:
         "rollout-mode": nbytes(logits, sample, index),
         "model-sample": nbytes(logits, uniform, sample, index, log_probs),
         "model-sample-gradient": nbytes(logits, grad_sample, grad_log_probs, gradient),
-        "prior-log-probs": nbytes(logits, unimix_log_probs(logits, 0.01)),
+        "prior-log-probs": nbytes(logits, unimix_log_probs(logits, UNIMIX)),
         "prior-log-probs-gradient": nbytes(logits, grad_log_probs, gradient),
     }
     assert {name: CASES[name].work(shape, dtype).bytes for name in expected} == expected
+    assert {preset_config(preset, "standard").world_model.unimix for preset in PRESETS} == {UNIMIX}
 
 
 def test_work_of_an_attention_step_is_that_of_its_tensors_and_of_its_products() -> None:
@@ -69,4 +71,6 @@ def test_every_case_is_benched_tested_and_listed() -> None:
         benches = (ROOT / "bench" / f"bench_{stem}").read_text()
         assert any(f'"{name}"' in benches for name in same_kernel), f"bench/bench_{stem} times no {case.kernel}"
         assert (ROOT / "tests" / "kernels" / f"test_{stem}").exists()
-        assert f"| {case.case.name} |" in readme, f"{case.case.name} is missing from kernels/README.md; `make results`"
+        assert f"| {case.case.name} |" in readme, f"{case.case.name} is missing from kernels/README.md; `make counts`"
+    missing = {function for function, _ in dispatch._implementations if f"| `{function}(" not in readme}
+    assert not missing, f"the table of functions in kernels/README.md lacks {missing}"
