@@ -13,7 +13,10 @@ INSTALLED := $(VENV)/.installed
 # A file's tests run in one worker, in order; files begin in the order of tests/conftest.py.
 PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help train test test-all test-slow lint counts results bench bench-compare clean
+# Types are checked beside the tests, which keep a core waiting at times; both must hold.
+checked = @$(BIN)/mypy & types=$$!; $(BIN)/python -m pytest $(PARALLEL) $(1) $(ARGS); tests=$$?; wait $$types && exit $$tests
+
+.PHONY: help train test test-all test-slow lint format counts results bench bench-compare clean
 .DEFAULT_GOAL := help
 
 help:
@@ -25,19 +28,21 @@ train: $(INSTALLED)
 	@$(BIN)/stormfast train --game "$(GAME)" $(ARGS)
 
 # The product, and the exact counts of launches and host reads that every change must keep or name.
-test: lint
-	$(BIN)/python -m pytest $(PARALLEL) -m "(not instruments or counts) and not slow and not gpu" $(ARGS)
+test: format
+	$(call checked,-m "(not instruments or counts) and not slow and not gpu")
 
-test-all: lint
-	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
+test-all: format
+	$(call checked)
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)
 
-lint: $(INSTALLED)
+lint: format
+	$(BIN)/mypy
+
+format: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
 
 # After a change of them that is meant: counts anew, and the tables that show them.
 counts: $(INSTALLED)

@@ -19,6 +19,8 @@ from bench import counts
 from bench.kernel_cases import DTYPES, PRESETS, preset_cases
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.instruments  # half a minute of disassembly: make test-all runs it
+
 pytest.importorskip("triton", reason="triton is not installed, so there is no compiler: pip install triton")
 
 TARGETS = {80, 86, 89, 90, 120}
