@@ -43,7 +43,7 @@ class Agent(nn.Module):
         self.critic = mlp(features, config.width, NUM_BINS, zero=config.head_init == "zero")
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.return_scale = ReturnScale(config.percentile_decay)
-        self.two_hot = TwoHot()
+        self.two_hot = TwoHot(config.read_out)
         self.config, self.num_actions = config, num_actions
 
     def state(self, latent: Tensor, hidden: Tensor) -> Tensor:

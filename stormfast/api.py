@@ -162,7 +162,7 @@ def resume(
     given = {"steps": steps, "device": device}
     changed = {name: value for name, value in given.items() if value is not None}
     wanted = override(load_config(_check_path("run_dir", run_dir)), changed | {"resume": True})
-    validate(wanted)
+    validate(wanted, is_new=False)
     return _train(wanted, callback, quiet)
 
 

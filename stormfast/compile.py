@@ -54,7 +54,7 @@ class Updates:
     def update_agent(self) -> Losses:
         settings = self.config.imagination
         with annotate.phase("sample_contexts"):
-            context = self.replay.sample(settings.batch_size, settings.context, self.generator)
+            context = self.replay.sample(settings.num_windows, settings.window_length, self.generator)
         return self.learner.update_agent(context)
 
 

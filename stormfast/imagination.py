@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from stormfast.agent import Agent
-from stormfast.records import Batch, Rollout
+from stormfast.records import Batch, Rollout, stretches
 from stormfast.settings import ImaginationConfig
 from stormfast.world_model.heads import upcast
 from stormfast.world_model.inference import InferenceModel, copy_over, inference_copy, pairs
@@ -36,16 +36,26 @@ class Imagination:
         )
 
     @torch.no_grad()
-    def __call__(self, context: Batch) -> Rollout:
-        """Imagines config.horizon steps from replayed windows [B, C]. Source: STORM, arXiv 2310.09615, section 3.2."""
+    def __call__(self, windows: Batch) -> Rollout:
+        """Imagines config.horizon steps from replayed windows. Source: STORM, arXiv 2310.09615, section 3.2.
+
+        Args: windows: [B, C], each a context; [B / k, C + k - 1] where k contexts are cut from each window.
+        """
         model = self.world_model
-        batch, horizon, device = self.config.batch_size, self.config.horizon, context.action.device
+        batch, horizon, device = self.config.batch_size, self.config.horizon, windows.action.device
+        wanted, got = (self.config.num_windows, self.config.window_length), tuple(windows.action.shape)
+        if got != wanted:
+            raise ValueError(f"imagination starts from windows {wanted}, got {got}")
         copy_over(self.actor_pairs)
         uniform = torch.rand(
             self.config.context + horizon + 1, batch, model.config.categoricals, device=device
         )  # every latent's draw, in one launch
         action_uniform = torch.rand(horizon, batch, device=device)
-        latent = self.observe(context.obs, uniform[: self.config.context].transpose(0, 1))
+        drawn = uniform[: self.config.context].flatten(0, 1)[: windows.action.numel()]  # as many as there are frames
+        latent = self.observe(windows.obs, drawn.unflatten(0, windows.action.shape[::-1]).transpose(0, 1))
+        context = windows
+        if self.config.contexts_per_window > 1:
+            latent, context = stretches(latent, self.config.context), windows.stretches(self.config.context)
         latent, hidden = self.prefill(context, latent, uniform[self.config.context])
         states, actions, log_probs, hiddens = [self.agent.state(latent, hidden)], [], [], []
         for t in range(horizon):

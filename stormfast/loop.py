@@ -143,10 +143,11 @@ def advance(run: Run) -> dict[str, float] | None:
     run.step += run.collector.num_acting
     if before < config.acting.random_steps <= run.step and config.world_model.centre_frames:
         run.learner.centre(run.replay.mean_frame())  # from here on the world model learns
-    updates = due(before, run.step, config.world_model.updates_per_step, config.acting.random_steps)
+    start = config.acting.random_steps
+    updates = due(before, run.step, config.world_model.updates_per_step, start)
     for _ in range(updates):
         run.metrics.add(run.updates.update_world_model())
-    for _ in range(due(before, run.step, config.agent.updates_per_step, config.acting.random_steps)):
+    for _ in range(due(before, run.step, config.agent.updates_per_step, max(start, config.agent.start))):
         run.metrics.add(run.updates.update_agent())
     if updates:
         with annotate.phase("refresh"):

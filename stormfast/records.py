@@ -61,6 +61,15 @@ class Batch:
             if shape[:2] != lead or len(lead) != 2 or (f.name != "obs" and len(shape) != 2):
                 raise ValueError(f"batch field {f.name} must start with [B, T] = {lead}, got {shape}")
 
+    def stretches(self, length: int) -> "Batch":
+        """As the function of that name, of each field."""
+        return Batch(**{f.name: stretches(getattr(self, f.name), length) for f in fields(self)})
+
+
+def stretches(x: Tensor, length: int) -> Tensor:
+    """All stretches of `length` steps of each window, in order: [B, T, ...] -> [B * (T - length + 1), length, ...]."""
+    return x.unfold(1, length, 1).movedim(-1, 2).flatten(0, 1)
+
 
 @dataclass(frozen=True)
 class Rollout:

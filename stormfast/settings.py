@@ -18,6 +18,7 @@ Protocol = Literal["standard", "reference"]
 EnvBackend = Literal["auto", "envpool", "ale"]
 LatentKind = Literal["posterior", "prior"]
 HeadInit = Literal["zero", "default"]
+ReadOut = Literal["symlog", "mean"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Compile = Literal["auto", "off", "default", "graphs"]
 
@@ -115,12 +116,17 @@ class WorldModelConfig:
     learning_rate: Annotated[AboveZero, Doc("Adam step size")] = 1e-4
     clip_norm: Annotated[AboveZero, Doc("gradient norm limit")] = 1000.0
     head_init: Annotated[HeadInit, Doc("first weights of the reward head's output layer")] = "zero"
+    read_out: Annotated[
+        ReadOut, Doc("the reward is read as the symexp of the mean bin, or as the mean of what the bins stand for")
+    ] = "symlog"  # fmt: skip
     centre_frames: Annotated[
         bool, Doc("the networks see and draw the difference to the mean frame of the random steps")
     ] = False  # fmt: skip
     decoder_init: Annotated[HeadInit, Doc("first weights of the decoder's output layer")] = "default"
     focus: Annotated[NotNegative, Doc("a pixel that moves weighs 1 + focus in the reconstruction; mean weight 1")] = 0.0
-    norm_momentum: Annotated[AboveZero, Doc("share of a batch in the running batch-norm statistics")] = 0.1
+    norm_momentum: Annotated[
+        float, Bounds(gt=0, le=1), Doc("share of a batch in the running batch-norm statistics")
+    ] = 0.1
     life_loss_terminates: Annotated[bool, Doc("a lost life counts as the end of an episode in the loss")] = True
     separate_episodes: Annotated[bool, Doc("keep where episodes begin and end; nothing leaks across a reset")] = True
     loss: WorldModelLossConfig = field(default_factory=WorldModelLossConfig)
@@ -129,6 +135,9 @@ class WorldModelConfig:
 @dataclass(frozen=True)
 class ImaginationConfig:
     batch_size: Annotated[Size, Doc("replayed contexts a rollout batch starts from")] = 1024
+    contexts_per_window: Annotated[
+        Size, Doc("contexts cut from one replayed window, each a step later, so that they share its encoded frames")
+    ] = 1
     context: Annotated[int, Bounds(ge=2), Doc("replayed steps before imagination")] = 8
     start: Annotated[LatentKind, Doc("first state: the last context frame as when acting, or its predicted next")] = (
         "posterior"
@@ -138,9 +147,22 @@ class ImaginationConfig:
         Literal["probability", "threshold"], Doc("predicted continuation as probability, or 0/1")
     ] = "probability"  # fmt: skip
 
+    @property
+    def num_windows(self) -> int:
+        """Windows of replay a rollout batch starts from."""
+        return self.batch_size // self.contexts_per_window
+
+    @property
+    def window_length(self) -> int:
+        """Steps of such a window."""
+        return self.context + self.contexts_per_window - 1
+
 
 @dataclass(frozen=True)
 class AgentConfig:
+    start: Annotated[
+        int, Bounds(ge=0, le=10**9), Doc("environment steps before the agent learns; the world model learns before")
+    ] = 0
     state: Annotated[Literal["both", "latent", "hidden"], Doc("what actor and critic see")] = "both"
     width: Annotated[Size, Doc("width of actor and critic")] = 512
     updates_per_step: Annotated[UpdatesPerStep, Doc("imagined rollout batches per environment step")] = 1.0
@@ -156,6 +178,7 @@ class AgentConfig:
     bootstrap: Annotated[
         Literal["next", "current"], Doc("lambda-return mixes in V(s[t+1]), or V(s[t]) as the original does")
     ] = "next"  # fmt: skip
+    read_out: Annotated[ReadOut, Doc("how values are read, as world_model.read_out")] = "symlog"
     weight_by_continuation: Annotated[bool, Doc("weight an imagined step by the chance it is reached")] = True
     head_init: Annotated[HeadInit, Doc("first weights of the critic's output layer")] = "zero"
 
@@ -308,6 +331,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "imagination.context": 4,
         "imagination.horizon": 10,
         "agent.width": 256,
+        "acting.context": 12,
         "agent.updates_per_step": 0.5,
         "agent.learning_rate": 3e-4,
         "agent.entropy": 3e-3,
@@ -325,7 +349,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "world_model.layers": 1,
         "world_model.heads": 2,
         "world_model.batch_size": 4,
-        "world_model.batch_length": 8,
+        "world_model.batch_length": 12,
         "world_model.max_length": 16,
         "imagination.batch_size": 16,
         "imagination.context": 4,
@@ -373,10 +397,13 @@ def preset_config(preset: str, protocol: str) -> TrainConfig:
 # --- checks --------------------------------------------------------------------------------------------------------
 
 
-def validate(config: TrainConfig) -> None:
-    """Raises UserError for a value of the wrong type, out of range, or at odds with another."""
+def validate(config: TrainConfig, *, is_new: bool = True) -> None:
+    """Raises UserError for a value of the wrong type, out of range, or at odds with another.
+
+    Args: is_new: False for the settings of a saved run, which may break rules that came later.
+    """
     check_fields(config)
-    for holds, message in _rules(config):
+    for holds, message in _rules(config) + (_rules_of_positions(config) if is_new else []):
         if not holds:
             raise UserError(message)
     _validate_backend(config)
@@ -387,8 +414,8 @@ def _rules(config: TrainConfig) -> list[tuple[bool, str]]:
     model, imagination, replay = config.world_model, config.imagination, config.replay
     longest = f"must be <= world_model.max_length ({model.max_length})"
     rollout = imagination.context + imagination.horizon
-    window = max(model.batch_length, imagination.context)
-    smallest = min(model.batch_size, imagination.batch_size)
+    window = max(model.batch_length, imagination.window_length)
+    smallest = min(model.batch_size, imagination.num_windows)
     each = f"one window of {window} steps in each of {config.num_envs} environments"
     return [
         (
@@ -403,7 +430,11 @@ def _rules(config: TrainConfig) -> list[tuple[bool, str]]:
             f"imagination.batch_size must be a multiple of agent.minibatches ({config.agent.minibatches}), got "
             f"{imagination.batch_size}",
         ),
-        (model.norm_momentum <= 1, f"world_model.norm_momentum must be > 0 and <= 1, got {model.norm_momentum}"),
+        (
+            imagination.batch_size % imagination.contexts_per_window == 0,
+            f"imagination.batch_size must be a multiple of imagination.contexts_per_window "
+            f"({imagination.contexts_per_window}), got {imagination.batch_size}",
+        ),
         (replay.capacity // config.num_envs >= window, f"replay.capacity must hold {each}, got {replay.capacity}"),
         (
             config.acting.random_steps // config.num_envs >= window,
@@ -418,8 +449,27 @@ def _rules(config: TrainConfig) -> list[tuple[bool, str]]:
             replay.demonstration_share == 0 or round(replay.demonstration_share * smallest) >= 1,
             "replay.demonstration_share must give one window or more of each batch, of world_model.batch_size "
             f"({model.batch_size}) "
-            f"and of imagination.batch_size ({imagination.batch_size}), got {replay.demonstration_share}; give "
-            f"{1 / smallest:.2g} or more",
+            f"and of the windows that imagination starts from ({imagination.num_windows}), got "
+            f"{replay.demonstration_share}; give {1 / smallest:.2g} or more",
+        ),
+    ]
+
+
+def _rules_of_positions(config: TrainConfig) -> list[tuple[bool, str]]:
+    """Positions that nobody trains are random vectors to whoever acts or imagines there."""
+    length, imagination, context = config.world_model.batch_length, config.imagination, config.acting.context
+    last = imagination.context + imagination.horizon
+    return [
+        (
+            last <= length - 1,
+            f"imagination.context + imagination.horizon must be < world_model.batch_length ({length}), which is how "
+            f"far positions are trained, got {last}",
+        ),
+        (
+            context <= min(length - 1, last - 2),
+            f"acting.context must be < world_model.batch_length ({length}) and <= imagination.context + "
+            f"imagination.horizon - 2 ({last - 2}), or the agent acts at positions where nothing was trained; got "
+            f"{context}",
         ),
     ]
 
@@ -451,10 +501,14 @@ def why_not_envpool(env: EnvConfig, atari: AtariConfig) -> str:
 # here.
 SINCE: dict[str, Any] = {
     "env.render_obs": False,
+    "agent.start": 0,
+    "agent.read_out": "symlog",
+    "imagination.contexts_per_window": 1,
     "world_model.centre_frames": False,
     "world_model.decoder_init": "default",
     "world_model.focus": 0.0,
     "world_model.norm_momentum": 0.1,
+    "world_model.read_out": "symlog",
     "world_model.loss.reconstruction": 1.0,
     "world_model.loss.reward": 1.0,
     "world_model.loss.termination": 1.0,
@@ -479,7 +533,7 @@ def from_json(text: str) -> TrainConfig:
         raise UserError("config.json must be what stormfast saved, but it holds no settings; start a new run")
     values = {RENAMED.get(name, name): value for name, value in values.items()}
     config = override(TrainConfig(), SINCE | values)
-    validate(config)
+    validate(config, is_new=False)
     missing = [name for name in flatten(config) if name not in values and name not in SINCE]
     if missing:  # its default today may not be what the run was trained with
         reason = "it was edited, or a version saved it that this one does not know"

@@ -52,19 +52,23 @@ def test_shapes_and_no_gradient(state, features):
 @pytest.mark.parametrize("tokens", ["fused", "separate"])
 @pytest.mark.parametrize("protocol", ["standard", "reference"])
 @pytest.mark.parametrize("start", ["posterior", "prior"])
+@pytest.mark.parametrize("cuts", [1, 3])
 @torch.no_grad()
-def test_every_state_is_that_of_the_full_forward_pass(tokens, protocol, start):
+def test_every_state_is_that_of_the_full_forward_pass(tokens, protocol, start, cuts):
     """By growing the sequence of latents and actions one step at a time and running all of it anew."""
-    learner, context = (
-        tiny_learner(protocol, {"world_model.tokens": tokens, "imagination.start": start}),
-        make_batch(B, C, seed=2),
-    )
-    context.is_first[0, -1] = True
-    assert context.is_first[1:, 1:].any()
-    model, agent, rollout = learner.world_model, learner.agent, rollout_of(learner, context)
+    values = {"world_model.tokens": tokens, "imagination.start": start, "imagination.contexts_per_window": cuts}
+    learner, windows = tiny_learner(protocol, values), make_batch(B // cuts, C + cuts - 1, seed=2)
+    windows.is_first[0, C - 1] = True  # where a context ends
+    windows.is_first[1, 2] = True
+    model, agent, rollout = learner.world_model, learner.agent, rollout_of(learner, windows)
     marked, (latent_uniform, action_uniform) = protocol == "standard", draws()
-    past = model.sample(model.encode(context.obs), latent_uniform[:C].transpose(0, 1))
-    action, is_first = context.action, context.is_first
+    num_windows, length = windows.action.shape
+    frame_uniform = latent_uniform[:C].reshape(-1, S)[: num_windows * length].view(length, num_windows, S)
+    latents = model.sample(model.encode(windows.obs), frame_uniform.transpose(0, 1))
+    past, action, is_first = (
+        torch.stack([x[w, k : k + C] for w in range(num_windows) for k in range(cuts)])
+        for x in (latents, windows.action, windows.is_first)
+    )
     if start == "posterior":  # the last frame is where the agent stands, its action is still to be chosen
         latent, past, action = past[:, -1], past[:, :-1], action[:, :-1]
     for t in range(H + 1):

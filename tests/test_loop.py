@@ -109,6 +109,24 @@ def test_metrics_follow_the_intervals_and_are_not_doubled_by_a_resume(tmp_path: 
     assert seconds == sorted(seconds)
 
 
+def test_the_agent_learns_from_its_start_on(tmp_path: Path) -> None:
+    config = small_config(
+        tmp_path / "run", game="Catch", steps=100, agent__start=75, agent__updates_per_step=0.2, logging__every=25
+    )
+    run(config)
+    learned = {
+        line["step"]: [part for part in ("world_model", "agent") if f"{part}/total" in line]
+        for line in logged(tmp_path / "run")
+    }
+    assert learned == {25: [], 50: ["world_model"], 75: ["world_model"], 100: ["world_model", "agent"]}
+    steps = [
+        value
+        for name, value in load_checkpoint(tmp_path / "run", "cpu").tensors.items()
+        if name.startswith("optimizer.agent") and name.endswith("step")
+    ]
+    assert steps and all(value.item() == 5 for value in steps)  # 0.2 an environment step, of 25
+
+
 def test_finished_episodes_are_logged_with_their_return(tmp_path: Path) -> None:
     run(small_config(tmp_path / "run", game="Catch", steps=150, logging__every=150))
     (line,) = logged(tmp_path / "run")

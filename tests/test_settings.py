@@ -103,7 +103,21 @@ def test_storm_has_the_sizes_of_the_paper() -> None:
             {"imagination.horizon": 57},
             "imagination.context + imagination.horizon must be <= world_model.max_length (64), got 65",
         ),
+        (
+            {"imagination.horizon": 56},
+            "imagination.context + imagination.horizon must be < world_model.batch_length (64), which is how far "
+            "positions are trained, got 64",
+        ),
+        (
+            {"acting.context": 23},
+            "acting.context must be < world_model.batch_length (64) and <= imagination.context + imagination.horizon "
+            "- 2 (22), or the agent acts at positions where nothing was trained; got 23",
+        ),
         ({"acting.context": 65}, "acting.context must be <= world_model.max_length (64), got 65"),
+        (
+            {"imagination.contexts_per_window": 3},
+            "imagination.batch_size must be a multiple of imagination.contexts_per_window (3), got 1024",
+        ),
         ({"agent.minibatches": 3}, "imagination.batch_size must be a multiple of agent.minibatches (3), got 1024"),
         ({"replay.capacity": 63}, "replay.capacity must hold one window of 64 steps in each of 1 environments, got 63"),
         ({"num_envs": 17}, "acting.random_steps must fill one window of 64 steps in each of 17 environments, got 1024"),

@@ -119,7 +119,7 @@ def _resumed(args: list[str], asked: TrainConfig) -> LaunchConfig:
     config = _parse(args, saved)
     if config.preset == "auto":
         config = dataclasses.replace(config, preset=saved.preset)
-    validate(config)
+    validate(config, is_new=False)
     check_resumable(saved, config)
     return config
 

@@ -139,7 +139,7 @@ class FullStep:
 
     def sample_contexts(self) -> Tensor:
         settings = self.config.imagination
-        self.context = self.replay.sample(settings.batch_size, settings.context, self.generator)
+        self.context = self.replay.sample(settings.num_windows, settings.window_length, self.generator)
         return self.context.action
 
     def imagination(self) -> Tensor:
@@ -243,7 +243,7 @@ def training_config(config: ProfileConfig) -> TrainConfig:
     shared = {f.name for f in fields(TrainConfig)} & {f.name for f in fields(ProfileConfig)}
     shared -= {"preset", "protocol", "steps"}
     quiet = {"logging.every": NEVER, "logging.save_every": NEVER, "logging.tensorboard": False}
-    base = preset_config(config.preset, config.protocol)
+    base = override(preset_config(config.preset, config.protocol), {"agent.start": 0})  # its updates are measured
     training = override(base, quiet | {name: getattr(config, name) for name in shared})
     training = override(training, {"steps": min(NEVER, most_steps(training, config.warmup, config.steps))})
     validate(training)

@@ -179,7 +179,7 @@ def act_on_black_frames(player: Player) -> None:
 def full_replay(config: TrainConfig, num_actions: int) -> Replay:
     """A full store of the run's size; a demonstration counts as more rows."""
     settings = config.replay
-    longest = max(config.world_model.batch_length, config.imagination.context)
+    longest = max(config.world_model.batch_length, config.imagination.window_length)
     demonstration = load_demonstration(settings.demonstration, num_actions, longest) if settings.demonstration else ()
     replay = Replay(
         settings.capacity,

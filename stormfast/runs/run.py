@@ -116,7 +116,7 @@ def build(config: TrainConfig, run_dir: Path, decided: Plan | None = None) -> Ru
 def make_replay(config: TrainConfig, num_actions: int, device: torch.device) -> Replay:
     """An empty replay, with the demonstration where one is given."""
     settings = config.replay
-    longest = max(config.world_model.batch_length, config.imagination.context)
+    longest = max(config.world_model.batch_length, config.imagination.window_length)
     return Replay(
         settings.capacity,
         config.num_envs,

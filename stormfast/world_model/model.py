@@ -39,7 +39,7 @@ class WorldModel(nn.Module):
         for name, make_head in HEADS.items():
             if weights[name]:
                 self.add_module(name, make_head(config))
-        self.two_hot = TwoHot()
+        self.two_hot = TwoHot(config.read_out)
         self.config, self.num_actions = config, num_actions
 
     @property

@@ -133,3 +133,19 @@ def test_mlp_layers():
     assert head[3].bias is None
     assert [tuple(layer.weight.shape) for layer in (head[0], head[3], head[6])] == [(8, 6), (8, 8), (5, 8)]
     assert head[6].bias.shape == (5,)
+
+
+@pytest.mark.parametrize(("value", "chance"), [(1.0, 0.1), (100.0, 0.1), (-1000.0, 0.1), (150.0, 0.5)])
+def test_the_mean_of_a_chance_reward_is_read(value, chance):
+    """What the cross-entropy converges to for a reward that comes with a chance, else 0; symlog reads far less."""
+    odds = chance * naive_two_hot(value) + (1 - chance) * naive_two_hot(0.0)
+    torch.testing.assert_close(TwoHot("mean").decode(odds.log()), torch.tensor(chance * value), rtol=0.007, atol=0)
+    assert TwoHot().decode(odds.log()).abs() < 0.8 * chance * abs(value)
+
+
+def test_the_mean_of_a_code_is_its_scalar_and_of_a_zero_head_exactly_zero():
+    for x in VALUES:
+        decoded = TwoHot("mean").decode(naive_two_hot(x).log())
+        torch.testing.assert_close(decoded, torch.tensor(max(-1e5, min(1e5, x))), rtol=0.007, atol=0.004)
+    for dtype in (torch.float32, torch.float64):
+        assert TwoHot("mean").to(dtype).decode(torch.zeros(3, NUM_BINS, dtype=dtype)).tolist() == [0.0, 0.0, 0.0]
