@@ -25,7 +25,7 @@ class Targets:
     returns: Tensor  # [B, H] lambda-returns of value
     slow_returns: Tensor  # [B, H] lambda-returns of slow_value
     scale: Tensor  # [] return scale S
-    advantage: Tensor  # [B, H] (returns - value) / max(1, S)
+    advantage: Tensor  # [B, H] (returns - value) / max(return_floor, S)
     weight: Tensor  # [B, H] of each imagined step in the losses
 
 
@@ -120,7 +120,7 @@ class Agent(nn.Module):
             returns=returns,
             slow_returns=slow_returns,
             scale=scale,
-            advantage=(returns - value[:, :-1]) / scale.clamp(min=1),
+            advantage=(returns - value[:, :-1]) / scale.clamp(min=config.return_floor),
             weight=reach_probability(rollout) if config.weight_by_continuation else torch.ones_like(rollout.reward),
         )
 

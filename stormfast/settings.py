@@ -124,6 +124,9 @@ class WorldModelConfig:
     ] = False  # fmt: skip
     decoder_init: Annotated[HeadInit, Doc("first weights of the decoder's output layer")] = "default"
     focus: Annotated[NotNegative, Doc("a pixel that moves weighs 1 + focus in the reconstruction; mean weight 1")] = 0.0
+    balance: Annotated[
+        Literal["fixed", "harmony"], Doc("weights of the losses as set below, or also divided by learned scales")
+    ] = "fixed"  # fmt: skip
     norm_momentum: Annotated[
         float, Bounds(gt=0, le=1), Doc("share of a batch in the running batch-norm statistics")
     ] = 0.1
@@ -179,6 +182,9 @@ class AgentConfig:
         Literal["next", "current"], Doc("lambda-return mixes in V(s[t+1]), or V(s[t]) as the original does")
     ] = "next"  # fmt: skip
     read_out: Annotated[ReadOut, Doc("how values are read, as world_model.read_out")] = "symlog"
+    return_floor: Annotated[
+        AboveZero, Doc("advantages are divided by the spread of returns where it is larger than this, else by this")
+    ] = 1.0
     weight_by_continuation: Annotated[bool, Doc("weight an imagined step by the chance it is reached")] = True
     head_init: Annotated[HeadInit, Doc("first weights of the critic's output layer")] = "zero"
 
@@ -503,7 +509,9 @@ SINCE: dict[str, Any] = {
     "env.render_obs": False,
     "agent.start": 0,
     "agent.read_out": "symlog",
+    "agent.return_floor": 1.0,
     "imagination.contexts_per_window": 1,
+    "world_model.balance": "fixed",
     "world_model.centre_frames": False,
     "world_model.decoder_init": "default",
     "world_model.focus": 0.0,

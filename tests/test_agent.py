@@ -133,7 +133,7 @@ def naive_losses(agent, rollout):
         weight = rollout.alive[b].item() if config.weight_by_continuation else 1.0
         for t in range(H):
             log_policy, action = agent.log_policy(rollout.state[b, t]), rollout.action[b, t]
-            advantage = (returns[b, t] - value[b, t]) / max(1.0, scale)
+            advantage = (returns[b, t] - value[b, t]) / max(config.return_floor, scale)
             ratio = (
                 1.0 if config.minibatches == 1 else math.exp(log_policy[action].item() - rollout.log_prob[b, t].item())
             )
@@ -156,6 +156,7 @@ def naive_losses(agent, rollout):
         ("reference", {}),
         ("standard", {"minibatches": 2, "unimix": 0.1}),
         ("standard", {"percentile_decay": 0.0, "entropy": 0.1}),
+        ("standard", {"return_floor": 0.01}),
     ],
 )
 def test_every_term_and_gradient_is_that_of_the_loops(protocol, values):

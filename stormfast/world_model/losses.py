@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from stormfast.objective import weighted_sum
 from stormfast.records import Batch
 from stormfast.settings import WorldModelConfig
+from stormfast.world_model.harmony import LossScales
 from stormfast.world_model.heads import NUM_BINS, TwoHot, mlp, upcast
 from stormfast_kernels import unimix_log_probs
 
@@ -36,7 +37,12 @@ class Prediction:
 
 
 def world_model_loss(
-    prediction: Prediction, frames: Tensor, batch: Batch, two_hot: TwoHot, config: WorldModelConfig
+    prediction: Prediction,
+    frames: Tensor,
+    batch: Batch,
+    two_hot: TwoHot,
+    config: WorldModelConfig,
+    scales: LossScales | None = None,
 ) -> dict[str, Tensor]:
     """Every term of the loss as a 0-d tensor, and their weighted sum as `total`; the KL terms also without free bits.
 
@@ -45,6 +51,7 @@ def world_model_loss(
 
     Args:
         frames: [B*T, 3, 64, 64] in [0, 1], what reconstruction is compared with.
+        scales: the learned ones of config.balance "harmony".
     Source: STORM, arXiv 2310.09615, eq. (3)-(5); free bits per step (`standard`) or on the batch mean (`reference`).
     """
     acted = ~batch.is_last if config.separate_episodes else None
@@ -65,7 +72,7 @@ def world_model_loss(
         "dynamics": dynamics,
         "representation": representation,
     }
-    total = weighted_sum(terms, config.loss.weights())
+    total = (scales or weighted_sum)(terms, config.loss.weights())
     return {"total": total, **terms, "dynamics_kl": dynamics_kl, "representation_kl": representation_kl}
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from stormfast.records import Batch
 from stormfast.settings import WorldModelConfig
 from stormfast.world_model.encoder import Decoder, Encoder, normalize_frames
+from stormfast.world_model.harmony import LossScales
 from stormfast.world_model.heads import TwoHot, upcast
 from stormfast.world_model.latent import LatentHead, sample_latent, sample_latent_with_log_probs
 from stormfast.world_model.losses import HEADS, Prediction, world_model_loss
@@ -40,6 +41,7 @@ class WorldModel(nn.Module):
             if weights[name]:
                 self.add_module(name, make_head(config))
         self.two_hot = TwoHot(config.read_out)
+        self.scales = LossScales() if config.balance == "harmony" else None
         self.config, self.num_actions = config, num_actions
 
     @property
@@ -93,4 +95,4 @@ class WorldModel(nn.Module):
         """loss() with its uniform numbers [B, T, S] given, so that it compiles to the same draws."""
         frames = normalize_frames(batch.obs)
         prediction = self.predict(frames, batch, uniform)
-        return world_model_loss(prediction, frames, batch, self.two_hot, self.config)
+        return world_model_loss(prediction, frames, batch, self.two_hot, self.config, self.scales)
