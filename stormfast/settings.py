@@ -123,6 +123,9 @@ class WorldModelConfig:
         bool, Doc("the networks see and draw the difference to the mean frame of the random steps")
     ] = False  # fmt: skip
     decoder_init: Annotated[HeadInit, Doc("first weights of the decoder's output layer")] = "default"
+    decode_every: Annotated[
+        Size, Doc("steps of a window of which one is reconstructed, from a random one on; neighbours are alike")
+    ] = 1
     focus: Annotated[NotNegative, Doc("a pixel that moves weighs 1 + focus in the reconstruction; mean weight 1")] = 0.0
     balance: Annotated[
         Literal["fixed", "harmony"], Doc("weights of the losses as set below, or also divided by learned scales")
@@ -428,6 +431,11 @@ def _rules(config: TrainConfig) -> list[tuple[bool, str]]:
             model.width % model.heads == 0,
             f"world_model.width must be a multiple of world_model.heads ({model.heads}), got {model.width}",
         ),
+        (
+            model.decode_every <= model.batch_length,
+            f"world_model.decode_every must be <= world_model.batch_length ({model.batch_length}), got "
+            f"{model.decode_every}",
+        ),
         (model.batch_length <= model.max_length, f"world_model.batch_length {longest}, got {model.batch_length}"),
         (rollout <= model.max_length, f"imagination.context + imagination.horizon {longest}, got {rollout}"),
         (config.acting.context <= model.max_length, f"acting.context {longest}, got {config.acting.context}"),
@@ -513,6 +521,7 @@ SINCE: dict[str, Any] = {
     "imagination.contexts_per_window": 1,
     "world_model.balance": "fixed",
     "world_model.centre_frames": False,
+    "world_model.decode_every": 1,
     "world_model.decoder_init": "default",
     "world_model.focus": 0.0,
     "world_model.norm_momentum": 0.1,

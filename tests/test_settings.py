@@ -115,6 +115,10 @@ def test_storm_has_the_sizes_of_the_paper() -> None:
         ),
         ({"acting.context": 65}, "acting.context must be <= world_model.max_length (64), got 65"),
         (
+            {"world_model.decode_every": 65},
+            "world_model.decode_every must be <= world_model.batch_length (64), got 65",
+        ),
+        (
             {"imagination.contexts_per_window": 3},
             "imagination.batch_size must be a multiple of imagination.contexts_per_window (3), got 1024",
         ),

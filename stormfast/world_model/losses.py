@@ -31,7 +31,7 @@ class Prediction:
     posterior: Tensor  # [B, T, S, K] logits, from each frame alone
     posterior_log_probs: Tensor  # [B, T, S, K] after the uniform mix, at least float32
     prior: Tensor  # [B, T, S, K] logits of the NEXT step's posterior
-    reconstruction: Tensor | None  # [B, T, 3, 64, 64]; None where its weight is 0
+    reconstruction: Tensor | None  # [B, T', 3, 64, 64]; None where its weight is 0
     heads: dict[str, Tensor]  # output of each head: reward [B, T, N] two-hot logits, termination [B, T, 1] logit
     hidden: Tensor  # [B, T, D]
 
@@ -43,6 +43,7 @@ def world_model_loss(
     two_hot: TwoHot,
     config: WorldModelConfig,
     scales: LossScales | None = None,
+    decoded: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Every term of the loss as a 0-d tensor, and their weighted sum as `total`; the KL terms also without free bits.
 
@@ -52,6 +53,7 @@ def world_model_loss(
     Args:
         frames: [B*T, 3, 64, 64] in [0, 1], what reconstruction is compared with.
         scales: the learned ones of config.balance "harmony".
+        decoded: [T'] steps that are reconstructed; None for all.
     Source: STORM, arXiv 2310.09615, eq. (3)-(5); free bits per step (`standard`) or on the batch mean (`reference`).
     """
     acted = ~batch.is_last if config.separate_episodes else None
@@ -62,9 +64,13 @@ def world_model_loss(
     prior = unimix_log_probs(prediction.prior[:, :-1], config.unimix)
     dynamics, dynamics_kl = free_bits_mean(kl_divergence(posterior.detach(), prior), follows, config)
     representation, representation_kl = free_bits_mean(kl_divergence(posterior, prior.detach()), follows, config)
-    weight = motion_weight(frames.unflatten(0, batch.is_first.shape), follows, config.focus) if config.focus else None
+    windows = frames.unflatten(0, batch.is_first.shape)
+    weight = motion_weight(windows, follows, config.focus) if config.focus else None
+    if decoded is not None:
+        windows = windows.index_select(1, decoded)
+        weight = None if weight is None else weight.index_select(1, decoded)
     terms = {
-        "reconstruction": squared_error(prediction.reconstruction, frames, weight),
+        "reconstruction": squared_error(prediction.reconstruction, windows.flatten(0, 1), weight),
         "reward": masked_mean(two_hot.loss(prediction.heads["reward"], batch.reward), acted),
         "termination": masked_mean(
             F.binary_cross_entropy_with_logits(logit, ended.to(logit.dtype), reduction="none"), acted

@@ -68,8 +68,13 @@ class WorldModel(nn.Module):
         """Latent [..., S*K] from logits [..., S, K] and uniform numbers [..., S]; the mode without them."""
         return sample_latent(logits, uniform, self.config.unimix)
 
-    def predict(self, frames: Tensor, batch: Batch, uniform: Tensor | None) -> Prediction:
-        """All predictions for a batch. frames: [B*T, 3, 64, 64] in [0, 1]; uniform: [B, T, S]."""
+    def predict(
+        self, frames: Tensor, batch: Batch, uniform: Tensor | None, decoded: Tensor | None = None
+    ) -> Prediction:
+        """All predictions for a batch.
+
+        Args: frames: [B*T, 3, 64, 64] in [0, 1]. uniform: [B, T, S]. decoded: [T'] steps to reconstruct; None for all.
+        """
         batch_shape = tuple(batch.action.shape)
         posterior = self.posterior(self.encoder(frames)).unflatten(0, batch_shape)
         latent, posterior_log_probs = sample_latent_with_log_probs(posterior, uniform, self.config.unimix)
@@ -78,21 +83,34 @@ class WorldModel(nn.Module):
             posterior=posterior,
             posterior_log_probs=posterior_log_probs,
             prior=self.prior(hidden),
-            reconstruction=None
-            if self.decoder is None
-            else self.decode(latent.flatten(0, 1)).unflatten(0, batch_shape),
+            reconstruction=None if self.decoder is None else self.reconstruct(latent, decoded),
             heads={name: getattr(self, name)(hidden) for name in HEADS if hasattr(self, name)},
             hidden=hidden,
         )
 
+    def reconstruct(self, latent: Tensor, decoded: Tensor | None) -> Tensor:
+        """Frames [B, T', 3, 64, 64] of the steps `decoded` [T'] of latents [B, T, S*K]; of all where it is None."""
+        shown = latent if decoded is None else latent.index_select(1, decoded)
+        return self.decode(shown.flatten(0, 1)).unflatten(0, shown.shape[:2])
+
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """All loss terms of a batch, `total` among them; draws one uniform number a categorical."""
-        return self.loss_with_uniform(
-            batch, torch.rand(*batch.action.shape, self.config.categoricals, device=batch.action.device)
-        )
+        uniform = torch.rand(*batch.action.shape, self.config.categoricals, device=batch.action.device)
+        return self.loss_with_uniform(batch, uniform, self.draw_decoded(batch.action))
 
-    def loss_with_uniform(self, batch: Batch, uniform: Tensor) -> dict[str, Tensor]:
-        """loss() with its uniform numbers [B, T, S] given, so that it compiles to the same draws."""
+    def draw_decoded(self, action: Tensor) -> Tensor | None:
+        """Every decode_every-th step of windows [B, T] from a random one on, [T'] int64; None for all. No host sync."""
+        every, length = self.config.decode_every, action.shape[1]
+        if every == 1:
+            return None
+        count = length // every
+        first = torch.randint(length - every * (count - 1), (1,), device=action.device)
+        return first + every * torch.arange(count, device=action.device)
+
+    def loss_with_uniform(self, batch: Batch, uniform: Tensor, decoded: Tensor | None = None) -> dict[str, Tensor]:
+        """loss() with its random numbers given, uniform [B, T, S] and decoded [T'], so that it compiles to the same
+        draws.
+        """
         frames = normalize_frames(batch.obs)
-        prediction = self.predict(frames, batch, uniform)
-        return world_model_loss(prediction, frames, batch, self.two_hot, self.config, self.scales)
+        prediction = self.predict(frames, batch, uniform, decoded)
+        return world_model_loss(prediction, frames, batch, self.two_hot, self.config, self.scales, decoded)

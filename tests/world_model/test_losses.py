@@ -328,3 +328,19 @@ def test_where_nothing_moves_focus_changes_nothing():
         world_model_loss(prediction, frames, batch, TwoHot(), config_of(focus=focus)) for focus in (0.0, 9.0)
     )
     assert torch.equal(plain["total"], focused["total"])
+
+
+def test_only_the_decoded_steps_are_compared():
+    prediction, batch, steps = make_prediction(), make_batch(B, T, seed=5), torch.tensor([1, 3])
+    frames = moving_frames(batch)
+    part = dataclasses.replace(prediction, reconstruction=prediction.reconstruction[:, steps])
+    for focus in (0.0, 9.0):
+        whole, got = (
+            world_model_loss(p, frames.flatten(0, 1), batch, TwoHot(), config_of(focus=focus), decoded=decoded)
+            for p, decoded in ((prediction, None), (part, steps))
+        )
+        weight = naive_motion_weight(frames, batch.is_first, focus)
+        error = (weight * (prediction.reconstruction - frames) ** 2).sum((2, 3, 4))
+        close(got["reconstruction"], error[:, [1, 3]].mean())
+        for name in whole.keys() - {"reconstruction", "total"}:
+            assert torch.equal(whole[name], got[name])

@@ -137,6 +137,19 @@ def test_the_same_seed_gives_the_same_loss():
     assert totals[0] == totals[1] != totals[2]
 
 
+def test_every_step_of_a_window_is_decoded_at_times():
+    model, batch = build(decode_every=3), make_batch(2, 7)
+    with no_sync():
+        drawn = [model.draw_decoded(batch.action) for _ in range(60)]
+    assert {tuple(steps.tolist()) for steps in drawn} == {(0, 3), (1, 4), (2, 5), (3, 6)}
+    frames, uniform = normalize_frames(batch.obs), torch.rand(2, 7, 3)
+    whole, part = (model.predict(frames, batch, uniform, steps) for steps in (None, drawn[0]))
+    torch.testing.assert_close(part.reconstruction, whole.reconstruction[:, drawn[0]])
+    assert torch.equal(part.hidden, whole.hidden)
+    model.train().loss(batch)["total"].backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
 @pytest.mark.parametrize(("head_init", "zero"), [("zero", True), ("default", False)])
 def test_the_reward_head_starts_at_zero_where_asked(head_init, zero):
     model = WorldModel(tiny_config(values={"world_model.head_init": head_init}).world_model, NUM_ACTIONS)
