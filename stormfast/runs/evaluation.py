@@ -1,5 +1,6 @@
 """Evaluating a run: its agent, or random actions on the same footing, on full episodes by the run's rules."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -8,7 +9,7 @@ import numpy as np
 import torch
 
 from stormfast.envs import make_env
-from stormfast.runs.trained import Trained, env_seed
+from stormfast.runs.trained import Trained, draws_of, env_seed
 from stormfast.schema import check_whole_number
 from stormfast.scoring import EPISODES, Episode, Policy, RandomPolicy, Recorder, Score, play_episodes, score
 from stormfast.settings import TrainConfig
@@ -77,8 +78,8 @@ def evaluate(
     env = make_env(
         config.game, config.env, config.atari, num_envs=num_envs, backend=config.env_backend, seed=seed_of_games
     )
-    try:
-        torch.manual_seed(seed_of_games)
+    device = torch.device("cpu") if trained is None else trained.device
+    with contextlib.closing(env), draws_of(seed_of_games, device):
         policy: Policy = RandomPolicy(env.num_actions, np.random.default_rng(seed_of_games))
         if trained is not None:
             policy = trained.player(num_envs)
@@ -91,8 +92,6 @@ def evaluate(
             count_last_reward=rules.count_last_reward,
             on_finish=on_finish,
         )
-    finally:
-        env.close()
     return Evaluation(
         config=config,
         step=None if trained is None else trained.step,

@@ -43,7 +43,7 @@ from stormfast.runs.progress import log_line
 from stormfast.schema import check_name, flatten
 from stormfast.settings import SEED, LaunchConfig, TrainConfig, preset_config
 
-MOST_ACTIONS = 18  # of any game
+MOST_ACTIONS = 18  # of an Atari game; what a game of more adds is small beside the rest
 ReadConfig = Callable[[list[str]], LaunchConfig]  # the arguments of `stormfast train` -> what they ask for
 
 
@@ -138,8 +138,8 @@ def new_runs(launch: LaunchConfig) -> list[Planned]:
 
 def plan_of(configs: Sequence[TrainConfig]) -> Plan:
     """The plan of the first of some runs, which differ in game and seed alone. Raises: UserError where one has none."""
-    games = {config.game: config for config in reversed(configs)}
-    return [plan(config) for config in games.values()][-1]
+    plans = {game: plan(config) for game, config in {config.game: config for config in configs}.items()}
+    return plans[configs[0].game]
 
 
 def new_run(settings: TrainConfig, group: Path, game: str, seed: int) -> Planned:

@@ -3,7 +3,8 @@
 N environments   C context steps   H horizon
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,15 +77,14 @@ class Trained:
 
     def play(self, num_steps: int, *, seed: int = 0) -> Replay:
         """Plays the real game for a number of steps. Returns its rows. Raises: UserError."""
-        torch.manual_seed(env_seed(self.config.seed, seed))
-        env = self.make_env(seed=seed)
-        try:
+        with (
+            draws_of(env_seed(self.config.seed, seed), self.device),
+            contextlib.closing(self.make_env(seed=seed)) as env,
+        ):
             collector = Collector(env, self.player(), np.random.default_rng(seed))
             replay = Replay(num_steps, 1, self.device, keep_last_obs=self.config.world_model.separate_episodes)
             for _ in range(num_steps):
                 replay.append(collector.step(collector.act(at_random=False)))
-        finally:
-            env.close()
         return replay
 
     def dream_env(
@@ -152,6 +152,14 @@ def load(run_dir: Path | str, device: str = "auto") -> Trained:
             reason = str(error).splitlines()[1].strip()
             raise UserError(f"The checkpoint of {path} must fit its config.json, but {name}: {reason}") from None
     return Trained(path, config, checkpoint.step, num_actions, where, world_model, agent)
+
+
+@contextlib.contextmanager
+def draws_of(seed: int, device: torch.device) -> Iterator[None]:
+    """Torch draws from this seed inside; outside, the caller's own draws go on as if there had been none."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 def env_seed(run_seed: int, seed: int) -> int:

@@ -11,6 +11,7 @@ from stormfast.learner import build_models
 from stormfast.replay import Replay
 from stormfast.runs.checkpoint import save_checkpoint
 from stormfast.runs.directory import create
+from stormfast.runs.evaluation import evaluate
 from stormfast.runs.run import env_seed as training_seed
 from stormfast.runs.state import with_prefix
 from stormfast.runs.trained import Trained, env_seed, load, window_sampler
@@ -149,6 +150,15 @@ def test_the_seed_decides_what_is_played(trained):
     assert torch.equal(first.obs, again.obs)
     assert torch.equal(first.action, again.action)
     assert not torch.equal(first.obs, other.obs)
+
+
+def test_the_callers_own_random_numbers_are_left_alone(trained):
+    torch.manual_seed(5)
+    expected = torch.rand(4)
+    for use in (lambda: trained.play(5, seed=1), lambda: evaluate(trained.config, trained, episodes=1)):
+        torch.manual_seed(5)
+        use()
+        assert torch.equal(torch.rand(4), expected)
 
 
 def test_games_are_not_those_of_training():
