@@ -82,7 +82,7 @@ def loop_improvement(ours: list[np.ndarray], theirs: list[np.ndarray]) -> float:
     return statistics.fmean(of_game)
 
 
-def loop_interval(statistic, groups: list[list[np.ndarray]], resamples: int = 4_000) -> tuple[float, float]:
+def loop_interval(statistic, groups: list[list[np.ndarray]], resamples: int = 2_000) -> tuple[float, float]:
     """2.5th and 97.5th percentile of a statistic of groups of games, whose seeds are drawn anew within each game."""
     draw = random.Random(0)
 

@@ -103,6 +103,7 @@ def test_bad_input_is_one_line(
     assert (out, err.count("\n")) == ("", 1) and message in err
 
 
+@pytest.mark.slow  # where cores are shared: it starts Python, and imports scipy
 def test_torch_is_not_imported(group: Path, command: list[str], tmp_path: Path) -> None:
     """A table of 130 runs must not wait for it."""
     code = command[-1].replace("sys.exit(main())", "main(); sys.exit('torch' in sys.modules)")
