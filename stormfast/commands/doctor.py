@@ -22,6 +22,7 @@ REQUIRED = {
     "ale-py": "ale_py",
     "opencv-python-headless": "cv2",
     "safetensors": "safetensors",
+    "scipy": "scipy",
     "tensorboard": "tensorboard",
     "rich": "rich",
     "tyro": "tyro",
