@@ -73,23 +73,31 @@ MOVES = 0.05  # change of a colour, of 1, from which on a pixel counts as one th
 
 
 @torch.no_grad()
-def motion_weight(frames: Tensor, follows: Tensor | None, focus: float) -> Tensor:
-    """Weights of pixels in the reconstruction: 1 + focus where something moves, 1 elsewhere, scaled to a mean of 1.
-
-    A pixel moves where a colour differs by more than MOVES from the frame before or after it in the window. Small
-    things that move are a thousandth of the pixels of a frame: the plain squared error hardly shows them.
+def moving_pixels(frames: Tensor, follows: Tensor | None) -> Tensor:
+    """Where something moves: a colour differs by more than MOVES from the frame before or after it in the window.
 
     Args:
         frames: [B, T, 3, 64, 64] in [0, 1].
         follows: [B, T-1] bool, whether frame t + 1 follows frame t in one episode; None where that is not known.
-    Returns: [B, T, 1, 64, 64].
+    Returns: [B, T, 1, 64, 64] bool.
     """
     changes = (frames[:, 1:] - frames[:, :-1]).abs().amax(2, keepdim=True) > MOVES
     if follows is not None:
         changes = changes & follows[:, :, None, None, None]
     still = torch.zeros_like(changes[:, :1])
-    moves = torch.cat([changes, still], 1) | torch.cat([still, changes], 1)
-    weight = 1 + focus * moves.to(frames.dtype)
+    return torch.cat([changes, still], 1) | torch.cat([still, changes], 1)
+
+
+@torch.no_grad()
+def motion_weight(frames: Tensor, follows: Tensor | None, focus: float) -> Tensor:
+    """Weights of pixels in the reconstruction: 1 + focus where something moves, 1 elsewhere, scaled to a mean of 1.
+
+    Small things that move are a thousandth of the pixels of a frame: the plain squared error hardly shows them.
+
+    Args: frames and follows: as for moving_pixels.
+    Returns: [B, T, 1, 64, 64].
+    """
+    weight = 1 + focus * moving_pixels(frames, follows).to(frames.dtype)
     return weight / weight.mean()
 
 
