@@ -181,6 +181,7 @@ class LoggingConfig:
     every: Annotated[Size, Doc("environment steps between two metric flushes")] = 500
     save_every: Annotated[Size, Doc("environment steps between two checkpoints")] = 10_000
     tensorboard: Annotated[bool, Doc("write TensorBoard event files")] = True
+    diagnose: Annotated[bool, Doc("log what the world model sees, too: diagnosis/latent_information and others")] = True
 
 
 @dataclass(frozen=True)
@@ -451,6 +452,7 @@ def why_not_envpool(env: EnvConfig, atari: AtariConfig) -> str:
 # here.
 SINCE: dict[str, Any] = {
     "env.render_obs": False,
+    "logging.diagnose": False,
     "world_model.centre_frames": False,
     "world_model.decoder_init": "default",
     "world_model.focus": 0.0,
@@ -489,7 +491,10 @@ def from_json(text: str) -> TrainConfig:
 
 # What a resume may change: where and how long it runs, not what is learned.
 RESUMABLE = frozenset(
-    {"steps", "run_dir", "resume", "device", "compile", "logging.every", "logging.save_every", "logging.tensorboard"}
+    {
+        *("steps", "run_dir", "resume", "device", "compile"),
+        *("logging.every", "logging.save_every", "logging.tensorboard", "logging.diagnose"),
+    }
 )
 
 

@@ -109,6 +109,47 @@ def test_metrics_follow_the_intervals_and_are_not_doubled_by_a_resume(tmp_path: 
     assert seconds == sorted(seconds)
 
 
+@pytest.mark.parametrize("loss", [{}, {"world_model__loss__reconstruction": 0.0}])
+def test_diagnosis_adds_metrics_and_changes_nothing_else(tmp_path: Path, loss: dict[str, float]) -> None:
+    options = {"game": "Catch", "steps": 100, "logging__every": 20, "world_model__dropout": 0.5} | loss
+    with_it, without = (run(small_config(tmp_path / str(on), logging__diagnose=on, **options)) for on in (True, False))
+    saved, plain = load_checkpoint(with_it, "cpu"), load_checkpoint(without, "cpu")
+    assert saved.tensors.keys() == plain.tensors.keys()
+    assert [name for name in plain.tensors if not torch.equal(saved.tensors[name], plain.tensors[name])] == []
+    replays = []
+    for checkpoint in (saved, plain):
+        replays.append(make_replay(small_config(tmp_path, **options), 3, torch.device("cpu")))
+        checkpoint.restore_replay(replays[-1])
+    ours, theirs = (replay.read_rows(np.array([0]), replay.written) for replay in replays)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    extra = set()
+    for line, bare in zip(logged(with_it), logged(without), strict=True):
+        found = {name for name in line if name.startswith("diagnosis/")}
+        assert bool(found) == (line["step"] > 40)  # from the first update on
+        assert {name: line[name] for name in line.keys() - found - {"seconds"}} == {
+            name: bare[name] for name in bare.keys() - {"seconds"}
+        }
+        extra |= found
+    names = {"latent_information", "posterior_entropy", "reward_nonzero"} | (set() if loss else {"motion_explained"})
+    assert extra == {f"diagnosis/{name}" for name in names}
+
+
+def test_a_dead_posterior_is_told_once_and_not_to_quiet_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("stormfast.verdicts.DEAD_AFTER", 6)  # updates, of which there is one in four steps from 40 on
+    config = small_config(tmp_path / "run", game="Catch", steps=100, logging__every=20)
+    run(config)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "posterior is dead" in line]
+    assert line.startswith("step 80: ")
+    assert "after 10 updates" in line
+    assert line.endswith("--world-model.centre-frames --world-model.focus 9 --world-model.decoder-init zero")
+    (tmp_path / "quiet").mkdir()
+    train(replace(config, run_dir=str(tmp_path / "quiet")), tmp_path / "quiet", quiet=True)
+    assert capsys.readouterr().err == ""
+    assert logged(tmp_path / "quiet")[-1]["diagnosis/latent_information"] < 0.5
+
+
 def test_finished_episodes_are_logged_with_their_return(tmp_path: Path) -> None:
     run(small_config(tmp_path / "run", game="Catch", steps=150, logging__every=150))
     (line,) = logged(tmp_path / "run")
