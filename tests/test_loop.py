@@ -109,9 +109,14 @@ def test_metrics_follow_the_intervals_and_are_not_doubled_by_a_resume(tmp_path: 
     assert seconds == sorted(seconds)
 
 
-@pytest.mark.parametrize("loss", [{}, {"world_model__loss__reconstruction": 0.0}])
-def test_diagnosis_adds_metrics_and_changes_nothing_else(tmp_path: Path, loss: dict[str, float]) -> None:
-    options = {"game": "Catch", "steps": 100, "logging__every": 20, "world_model__dropout": 0.5} | loss
+@pytest.mark.parametrize("given", [{}, {"world_model__loss__reconstruction": 0.0}, {"compile": "graphs"}])
+def test_diagnosis_adds_metrics_and_changes_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(
+        "stormfast.compile.compile_parts", lambda *args: None
+    )  # replays alone: compiling takes a minute
+    options = {"game": "Catch", "steps": 60, "logging__every": 10, "world_model__dropout": 0.5} | given
     with_it, without = (run(small_config(tmp_path / str(on), logging__diagnose=on, **options)) for on in (True, False))
     saved, plain = load_checkpoint(with_it, "cpu"), load_checkpoint(without, "cpu")
     assert saved.tensors.keys() == plain.tensors.keys()
@@ -130,19 +135,21 @@ def test_diagnosis_adds_metrics_and_changes_nothing_else(tmp_path: Path, loss: d
             name: bare[name] for name in bare.keys() - {"seconds"}
         }
         extra |= found
-    names = {"latent_information", "posterior_entropy", "reward_nonzero"} | (set() if loss else {"motion_explained"})
+    names = {"latent_information", "posterior_entropy", "reward_nonzero"} | (
+        set() if "world_model__loss__reconstruction" in given else {"motion_explained"}
+    )
     assert extra == {f"diagnosis/{name}" for name in names}
 
 
 def test_a_dead_posterior_is_told_once_and_not_to_quiet_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("stormfast.verdicts.DEAD_AFTER", 6)  # updates, of which there is one in four steps from 40 on
-    config = small_config(tmp_path / "run", game="Catch", steps=100, logging__every=20)
+    monkeypatch.setattr("stormfast.verdicts.DEAD_AFTER", 2)  # updates, of which there is one in four steps from 40 on
+    config = small_config(tmp_path / "run", game="Catch", steps=60, logging__every=5)
     run(config)
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "posterior is dead" in line]
-    assert line.startswith("step 80: ")
-    assert "after 10 updates" in line
+    assert line.startswith("step 50: ")
+    assert "after 2 updates" in line
     assert line.endswith("--world-model.centre-frames --world-model.focus 9 --world-model.decoder-init zero")
     (tmp_path / "quiet").mkdir()
     train(replace(config, run_dir=str(tmp_path / "quiet")), tmp_path / "quiet", quiet=True)
