@@ -22,7 +22,7 @@ from stormfast.world_model.losses import MOVES, kl_divergence, moving_pixels
 from stormfast_kernels import unimix_log_probs
 
 AROUND = 9  # pixels of the square around a pixel in which the size of a thing is counted
-SMALL = 16  # pixels of that square, at most, that a small thing covers: a ball, a shot, a paddle, an edge of more
+SMALL = 8  # pixels of that square, at most, that a small thing covers: Pong's ball has 4 or less, its paddles more
 
 
 @dataclass(frozen=True)
@@ -141,13 +141,13 @@ def small_objects(reconstruction: Tensor, frames: Tensor, mean_frame: Tensor, mo
     """Share of their brightness at which small moving things are drawn: 1 is right, 0 is the mean frame in their place.
 
     A pixel is of a small moving thing if it moves and differs from the mean frame by more than MOVES, and at most SMALL
-    such pixels lie in the AROUND x AROUND around it. The share is the factor by which their difference to the mean
-    frame comes nearest to that of the reconstruction, in the least squares.
+    pixels of the AROUND x AROUND around it differ so, moving or not. The share is the factor by which their difference
+    to the mean frame comes nearest to that of the reconstruction, in the least squares.
     """
     shown = frames - mean_frame
-    thing = moving & (shown.abs().amax(2, keepdim=True) > MOVES)
+    thing = shown.abs().amax(2, keepdim=True) > MOVES
     crowd = F.avg_pool2d(thing.flatten(0, 1).float(), AROUND, stride=1, padding=AROUND // 2, divisor_override=1)
-    small = shown * (thing & (crowd.unflatten(0, thing.shape[:2]) <= SMALL))
+    small = shown * (moving & thing & (crowd.unflatten(0, thing.shape[:2]) <= SMALL))
     drawn = (small * (reconstruction - mean_frame)).sum(dtype=torch.float64)
     return ratio(drawn, small.square().sum(dtype=torch.float64))
 
