@@ -8,9 +8,13 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from stormfast import annotate
 from stormfast.compile import is_compiler_error
 from stormfast.device import out_of_memory
+from stormfast.diagnosis import in_training
 from stormfast.envs.games import find
 from stormfast.errors import UserError
 from stormfast.plan import Plan, plan
@@ -19,10 +23,12 @@ from stormfast.runs.progress import Progress, log_line
 from stormfast.runs.run import Run, build
 from stormfast.runs.signals import SignalWatch
 from stormfast.settings import TrainConfig
+from stormfast.verdicts import dead_posterior
 
 Callback = Callable[
     [int, dict[str, float]], object
 ]  # (step, metrics), whenever metrics are written; True stops the run
+INFORMATION = "diagnosis/latent_information"  # the metric by which a dead posterior is known
 
 
 def train(
@@ -93,17 +99,19 @@ def learn(run: Run, signals: SignalWatch, callback: Callback, quiet: bool) -> No
         log_line(describe(run))
         if run.step >= config.steps:
             log_line(f"nothing to do: the run is at step {run.step} and --steps is {config.steps}; give more to go on")
-    stopped = False
+    stopped = warned = False
     with Progress(config.steps, run.step, find(config.game).slug, quiet=quiet) as progress:
         while run.step < config.steps and not signals.caught and not stopped:
             values = advance(run)
             progress.update(run.step, values)
             if values:
+                warned = warned or quiet or warn(run, values)
                 stopped = tell(callback, run, values)
         if run.step != run.saved_at:
             values = save(run)
             progress.update(run.step, values)
             if values:
+                warned = warned or quiet or warn(run, values)
                 tell(callback, run, values)
 
 
@@ -120,6 +128,14 @@ def tell(callback: Callback, run: Run, values: dict[str, float]) -> bool:
                 f"stops the run; it is saved at step {run.step}"
             ) from None
         raise
+
+
+def warn(run: Run, values: dict[str, float]) -> bool:
+    """Prints a line where the metrics show a dead posterior. Returns whether it did."""
+    line = dead_posterior(values.get(INFORMATION), updates_by(run.step, run.config), run.config.world_model)
+    if line:
+        log_line(f"step {run.step}: {line}")
+    return bool(line)
 
 
 def describe(run: Run) -> str:
@@ -174,6 +190,8 @@ def save(run: Run) -> dict[str, float] | None:
 
 def write_metrics(run: Run) -> dict[str, float]:
     """Reads the metrics since the last call, the one host sync of learning, and logs them."""
+    if run.config.logging.diagnose and updates_by(run.step, run.config):
+        diagnose(run)
     for game_return, length in run.collector.take_finished():
         run.metrics.add_episode(game_return, length)
     try:
@@ -188,6 +206,26 @@ def write_metrics(run: Run) -> dict[str, float]:
     run.log.write(run.step, values)
     run.logged_at = run.step
     return values
+
+
+def diagnose(run: Run) -> None:
+    """Adds to the metrics what the world model sees of one batch, launched eagerly, without a host sync.
+
+    The batch comes from a generator of its own, so the run goes on as it would have without.
+    """
+    settings, device = run.config.world_model, run.replay.device
+    seed = int(np.random.SeedSequence((run.config.seed, run.step, 2)).generate_state(1)[0])
+    generator = torch.Generator(device).manual_seed(seed)
+    batch = run.replay.sample(settings.batch_size, settings.batch_length, generator)
+    with run.learner.autocast():
+        always, at_times = in_training(run.learner.world_model, batch)
+    run.metrics.add({f"diagnosis/{name}": value for name, value in always.items()})
+    run.metrics.add_at_times({f"diagnosis/{name}": value for name, value in at_times.items()})
+
+
+def updates_by(step: int, config: TrainConfig) -> int:
+    """Updates that the world model has had by a step."""
+    return due(0, step, config.world_model.updates_per_step, config.acting.random_steps)
 
 
 def due(before: int, after: int, per_step: float, start: int) -> int:

@@ -213,6 +213,7 @@ class LoggingConfig:
     every: Annotated[Size, Doc("environment steps between two metric flushes")] = 500
     save_every: Annotated[Size, Doc("environment steps between two checkpoints")] = 10_000
     tensorboard: Annotated[bool, Doc("write TensorBoard event files")] = True
+    diagnose: Annotated[bool, Doc("log what the world model sees, too: diagnosis/latent_information and others")] = True
 
 
 @dataclass(frozen=True)
@@ -520,6 +521,7 @@ SINCE: dict[str, Any] = {
     "agent.return_floor": 1.0,
     "imagination.contexts_per_window": 1,
     "world_model.balance": "fixed",
+    "logging.diagnose": False,
     "world_model.centre_frames": False,
     "world_model.decode_every": 1,
     "world_model.decoder_init": "default",
@@ -560,7 +562,10 @@ def from_json(text: str) -> TrainConfig:
 
 # What a resume may change: where and how long it runs, not what is learned.
 RESUMABLE = frozenset(
-    {"steps", "run_dir", "resume", "device", "compile", "logging.every", "logging.save_every", "logging.tensorboard"}
+    {
+        *("steps", "run_dir", "resume", "device", "compile"),
+        *("logging.every", "logging.save_every", "logging.tensorboard", "logging.diagnose"),
+    }
 )
 
 

@@ -127,6 +127,54 @@ def test_the_agent_learns_from_its_start_on(tmp_path: Path) -> None:
     assert steps and all(value.item() == 5 for value in steps)  # 0.2 an environment step, of 25
 
 
+@pytest.mark.parametrize("given", [{}, {"world_model__loss__reconstruction": 0.0}, {"compile": "graphs"}])
+def test_diagnosis_adds_metrics_and_changes_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(
+        "stormfast.compile.compile_parts", lambda *args: None
+    )  # replays alone: compiling takes a minute
+    options = {"game": "Catch", "steps": 60, "logging__every": 10, "world_model__dropout": 0.5} | given
+    with_it, without = (run(small_config(tmp_path / str(on), logging__diagnose=on, **options)) for on in (True, False))
+    saved, plain = load_checkpoint(with_it, "cpu"), load_checkpoint(without, "cpu")
+    assert saved.tensors.keys() == plain.tensors.keys()
+    assert [name for name in plain.tensors if not torch.equal(saved.tensors[name], plain.tensors[name])] == []
+    replays = []
+    for checkpoint in (saved, plain):
+        replays.append(make_replay(small_config(tmp_path, **options), 3, torch.device("cpu")))
+        checkpoint.restore_replay(replays[-1])
+    ours, theirs = (replay.read_rows(np.array([0]), replay.written) for replay in replays)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    extra = set()
+    for line, bare in zip(logged(with_it), logged(without), strict=True):
+        found = {name for name in line if name.startswith("diagnosis/")}
+        assert bool(found) == (line["step"] > 40)  # from the first update on
+        assert {name: line[name] for name in line.keys() - found - {"seconds"}} == {
+            name: bare[name] for name in bare.keys() - {"seconds"}
+        }
+        extra |= found
+    names = {"latent_information", "posterior_entropy", "reward_nonzero"} | (
+        set() if "world_model__loss__reconstruction" in given else {"motion_explained"}
+    )
+    assert extra == {f"diagnosis/{name}" for name in names}
+
+
+def test_a_dead_posterior_is_told_once_and_not_to_quiet_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("stormfast.verdicts.DEAD_AFTER", 2)  # updates, of which there is one in four steps from 40 on
+    config = small_config(tmp_path / "run", game="Catch", steps=60, logging__every=5)
+    run(config)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "posterior is dead" in line]
+    assert line.startswith("step 50: ")
+    assert "after 2 updates" in line
+    assert line.endswith("--world-model.centre-frames --world-model.focus 9 --world-model.decoder-init zero")
+    (tmp_path / "quiet").mkdir()
+    train(replace(config, run_dir=str(tmp_path / "quiet")), tmp_path / "quiet", quiet=True)
+    assert capsys.readouterr().err == ""
+    assert logged(tmp_path / "quiet")[-1]["diagnosis/latent_information"] < 0.5
+
+
 def test_finished_episodes_are_logged_with_their_return(tmp_path: Path) -> None:
     run(small_config(tmp_path / "run", game="Catch", steps=150, logging__every=150))
     (line,) = logged(tmp_path / "run")

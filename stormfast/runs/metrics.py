@@ -20,6 +20,7 @@ class Metrics:
         self.device = torch.device(device)
         self.sums: dict[tuple[str, ...], Tensor] = {}  # the names added together -> [len(names)] float32
         self.counts: dict[tuple[str, ...], int] = {}
+        self.at_times: dict[tuple[str, ...], Tensor] = {}  # the names added together -> [2, len(names)]: sums, counts
         self.episodes: list[tuple[float, int]] = []  # (return, length)
 
     def add(self, values: dict[str, Tensor]) -> None:
@@ -30,16 +31,21 @@ class Metrics:
         """
         if not values:
             return
-        for name, value in values.items():
-            if value.dim() != 0:
-                raise ValueError(f"metric {name} must be a 0-d tensor, got {tuple(value.shape)}")
-        names = tuple(values)
-        stacked = torch.stack([value.detach().float() for value in values.values()])
+        names, stacked = tuple(values), _stack(values)
         if names in self.sums:
             self.sums[names] += stacked
         else:
             self.sums[names] = stacked
         self.counts[names] = self.counts.get(names, 0) + 1
+
+    def add_at_times(self, values: dict[str, Tensor]) -> None:
+        """add() of readings that are not always there: NaN stands for none, and is left out without a host sync."""
+        if not values:
+            return
+        names, stacked = tuple(values), _stack(values)
+        there = ~stacked.isnan()
+        counted = torch.stack([torch.where(there, stacked, 0), there.float()])
+        self.at_times[names] = self.at_times[names] + counted if names in self.at_times else counted
 
     def add_episode(self, game_return: float, length: int) -> None:
         """Adds a finished episode: its return (game score) and its length (environment steps)."""
@@ -48,8 +54,8 @@ class Metrics:
     def flush(self, step: int) -> dict[str, float]:
         """Means since the last flush. The only host sync of metrics: one transfer.
 
-        Returns: the mean of each metric; episodes, how many finished; and where there are any, their mean
-            episode_return and episode_length.
+        Returns: the mean of each metric, without those that never were there; episodes, how many finished; and where
+            there are any, their mean episode_return and episode_length.
         Raises: FloatingPointError naming the metrics that are not finite, and the step.
         """
         means = self._means()
@@ -60,19 +66,33 @@ class Metrics:
             returns, lengths = zip(*self.episodes, strict=True)
             means |= {"episode_return": sum(returns) / len(returns), "episode_length": sum(lengths) / len(lengths)}
         means["episodes"] = float(len(self.episodes))
-        self.sums, self.counts, self.episodes = {}, {}, []
+        self.sums, self.counts, self.at_times, self.episodes = {}, {}, {}, []
         return means
 
     def _means(self) -> dict[str, float]:
-        if not self.sums:
+        if not self.sums and not self.at_times:
             return {}
-        sums = iter(torch.cat(list(self.sums.values())).tolist())  # host sync
-        totals: dict[str, tuple[float, int]] = {}
+        parts = [*self.sums.values(), *(both.flatten() for both in self.at_times.values())]
+        read = iter(torch.cat(parts).tolist())  # host sync
+        totals: dict[str, tuple[float, float]] = {}
         for names, count in self.counts.items():
             for name in names:  # a name may have been added in different company
-                before, seen = totals.get(name, (0.0, 0))
-                totals[name] = before + next(sums), seen + count
-        return {name: total / count for name, (total, count) in totals.items()}
+                before, seen = totals.get(name, (0.0, 0.0))
+                totals[name] = before + next(read), seen + count
+        for names in self.at_times:
+            sums, counts = ([next(read) for _ in names] for _ in range(2))
+            for name, total, count in zip(names, sums, counts, strict=True):
+                before, seen = totals.get(name, (0.0, 0.0))
+                totals[name] = before + total, seen + count
+        return {name: total / count for name, (total, count) in totals.items() if count}
+
+
+def _stack(values: dict[str, Tensor]) -> Tensor:
+    """0-d tensors as one, [len(values)] float32. Raises: ValueError for one that is not 0-d."""
+    for name, value in values.items():
+        if value.dim() != 0:
+            raise ValueError(f"metric {name} must be a 0-d tensor, got {tuple(value.shape)}")
+    return torch.stack([value.detach().float() for value in values.values()])
 
 
 class MetricsLog:

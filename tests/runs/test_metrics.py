@@ -75,6 +75,27 @@ def test_add_does_not_sync():
         assert counter.syncs == 1  # the counter does count
 
 
+def test_a_reading_that_is_not_there_is_left_out_without_a_sync():
+    metrics, nan = Metrics("cpu"), float("nan")
+    with CountSyncs() as counter:
+        for rare in (1.0, nan, 4.0):
+            metrics.add_at_times(readings(rare=rare, never=nan))
+        metrics.add_at_times({})
+        assert counter.syncs == 0
+    metrics.add(readings(a=2.0))
+    metrics.add_at_times(readings(rare=7.0))  # in other company
+    assert metrics.flush(0) == {"a": 2.0, "rare": 4.0, "episodes": 0.0}
+    metrics.add_at_times(readings(rare=nan))
+    assert metrics.flush(1) == {"episodes": 0.0}
+
+
+def test_an_infinite_reading_that_is_there_at_times_is_named():
+    metrics = Metrics("cpu")
+    metrics.add_at_times(readings(rare=float("inf")))
+    with pytest.raises(FloatingPointError, match="rare is inf"):
+        metrics.flush(0)
+
+
 def test_episodes():
     metrics = Metrics("cpu")
     metrics.add_episode(-21.0, 800)
@@ -96,6 +117,8 @@ def test_a_metric_that_is_not_finite_is_named(value):
 def test_a_metric_must_be_a_scalar():
     with pytest.raises(ValueError, match=r"loss must be a 0-d tensor, got \(2,\)"):
         Metrics("cpu").add({"loss": torch.zeros(2)})
+    with pytest.raises(ValueError, match=r"loss must be a 0-d tensor, got \(2,\)"):
+        Metrics("cpu").add_at_times({"loss": torch.zeros(2)})
 
 
 def test_log_writes_a_line_at_once(tmp_path):
