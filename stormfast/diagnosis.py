@@ -17,8 +17,9 @@ from stormfast.dream_env import open_loop
 from stormfast.records import Batch
 from stormfast.world_model import WorldModel
 from stormfast.world_model.encoder import normalize_frames
+from stormfast.world_model.focus import MOVES, moving_pixels
 from stormfast.world_model.heads import TwoHot
-from stormfast.world_model.losses import MOVES, kl_divergence, moving_pixels
+from stormfast.world_model.losses import kl_divergence
 from stormfast_kernels import unimix_log_probs
 
 AROUND = 9  # pixels of the square around a pixel in which the size of a thing is counted

@@ -126,7 +126,12 @@ class WorldModelConfig:
     decode_every: Annotated[
         Size, Doc("steps of a window of which one is reconstructed, from a random one on; neighbours are alike")
     ] = 1
-    focus: Annotated[NotNegative, Doc("a pixel that moves weighs 1 + focus in the reconstruction; mean weight 1")] = 0.0
+    focus: Annotated[
+        NotNegative, Doc("a pixel that focus-on names weighs 1 + focus in the reconstruction; the mean weight is 1")
+    ] = 0.0
+    focus_on: Annotated[
+        Literal["motion", "mean_frame"], Doc("pixels that move, or that differ from the mean frame")
+    ] = "motion"
     balance: Annotated[
         Literal["fixed", "harmony"], Doc("weights of the losses as set below, or also divided by learned scales")
     ] = "fixed"  # fmt: skip
@@ -437,6 +442,10 @@ def _rules(config: TrainConfig) -> list[tuple[bool, str]]:
             f"world_model.decode_every must be <= world_model.batch_length ({model.batch_length}), got "
             f"{model.decode_every}",
         ),
+        (
+            model.focus_on == "motion" or model.centre_frames,
+            "world_model.focus_on mean_frame needs world_model.centre_frames, which finds the mean frame",
+        ),
         (model.batch_length <= model.max_length, f"world_model.batch_length {longest}, got {model.batch_length}"),
         (rollout <= model.max_length, f"imagination.context + imagination.horizon {longest}, got {rollout}"),
         (config.acting.context <= model.max_length, f"acting.context {longest}, got {config.acting.context}"),
@@ -526,6 +535,7 @@ SINCE: dict[str, Any] = {
     "world_model.decode_every": 1,
     "world_model.decoder_init": "default",
     "world_model.focus": 0.0,
+    "world_model.focus_on": "motion",
     "world_model.norm_momentum": 0.1,
     "world_model.read_out": "symlog",
     "world_model.loss.reconstruction": 1.0,

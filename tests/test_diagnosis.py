@@ -25,8 +25,8 @@ from stormfast.diagnosis import (
     still_error,
 )
 from stormfast.dream_env import Dream, open_loop
+from stormfast.world_model.focus import moving_pixels
 from stormfast.world_model.heads import NUM_BINS, TwoHot
-from stormfast.world_model.losses import moving_pixels
 from tests.model_fixtures import make_batch, no_sync, tiny_learner
 
 B, T, S, K, C = 4, 7, 3, 5, 4

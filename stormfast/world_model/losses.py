@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from stormfast.objective import weighted_sum
 from stormfast.records import Batch
 from stormfast.settings import WorldModelConfig
+from stormfast.world_model.focus import focus_weight, moving_pixels, unusual_pixels
 from stormfast.world_model.harmony import LossScales
 from stormfast.world_model.heads import NUM_BINS, TwoHot, mlp, upcast
 from stormfast_kernels import unimix_log_probs
@@ -44,6 +45,7 @@ def world_model_loss(
     config: WorldModelConfig,
     scales: LossScales | None = None,
     decoded: Tensor | None = None,
+    mean_frame: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Every term of the loss as a 0-d tensor, and their weighted sum as `total`; the KL terms also without free bits.
 
@@ -54,6 +56,7 @@ def world_model_loss(
         frames: [B*T, 3, 64, 64] in [0, 1], what reconstruction is compared with.
         scales: the learned ones of config.balance "harmony".
         decoded: [T'] steps that are reconstructed; None for all.
+        mean_frame: [3, 64, 64] in [0, 1], which config.focus_on "mean_frame" needs.
     Source: STORM, arXiv 2310.09615, eq. (3)-(5); free bits per step (`standard`) or on the batch mean (`reference`).
     """
     acted = ~batch.is_last if config.separate_episodes else None
@@ -65,7 +68,14 @@ def world_model_loss(
     dynamics, dynamics_kl = free_bits_mean(kl_divergence(posterior.detach(), prior), follows, config)
     representation, representation_kl = free_bits_mean(kl_divergence(posterior, prior.detach()), follows, config)
     windows = frames.unflatten(0, batch.is_first.shape)
-    weight = motion_weight(windows, follows, config.focus) if config.focus else None
+    weight = None
+    if config.focus:
+        if config.focus_on == "motion":
+            pixels = moving_pixels(windows, follows)
+        else:
+            assert mean_frame is not None
+            pixels = unusual_pixels(windows, mean_frame)
+        weight = focus_weight(pixels, config.focus)
     if decoded is not None:
         windows = windows.index_select(1, decoded)
         weight = None if weight is None else weight.index_select(1, decoded)
@@ -80,38 +90,6 @@ def world_model_loss(
     }
     total = (scales or weighted_sum)(terms, config.loss.weights())
     return {"total": total, **terms, "dynamics_kl": dynamics_kl, "representation_kl": representation_kl}
-
-
-MOVES = 0.05  # change of a colour, of 1, from which on a pixel counts as one that moves
-
-
-@torch.no_grad()
-def moving_pixels(frames: Tensor, follows: Tensor | None) -> Tensor:
-    """Where something moves: a colour differs by more than MOVES from the frame before or after it in the window.
-
-    Args:
-        frames: [B, T, 3, 64, 64] in [0, 1].
-        follows: [B, T-1] bool, whether frame t + 1 follows frame t in one episode; None where that is not known.
-    Returns: [B, T, 1, 64, 64] bool.
-    """
-    changes = (frames[:, 1:] - frames[:, :-1]).abs().amax(2, keepdim=True) > MOVES
-    if follows is not None:
-        changes = changes & follows[:, :, None, None, None]
-    still = torch.zeros_like(changes[:, :1])
-    return torch.cat([changes, still], 1) | torch.cat([still, changes], 1)
-
-
-@torch.no_grad()
-def motion_weight(frames: Tensor, follows: Tensor | None, focus: float) -> Tensor:
-    """Weights of pixels in the reconstruction: 1 + focus where something moves, 1 elsewhere, scaled to a mean of 1.
-
-    Small things that move are a thousandth of the pixels of a frame: the plain squared error hardly shows them.
-
-    Args: frames and follows: as for moving_pixels.
-    Returns: [B, T, 1, 64, 64].
-    """
-    weight = 1 + focus * moving_pixels(frames, follows).to(frames.dtype)
-    return weight / weight.mean()
 
 
 def squared_error(reconstruction: Tensor | None, frames: Tensor, weight: Tensor | None = None) -> Tensor:

@@ -113,4 +113,6 @@ class WorldModel(nn.Module):
         """
         frames = normalize_frames(batch.obs)
         prediction = self.predict(frames, batch, uniform, decoded)
-        return world_model_loss(prediction, frames, batch, self.two_hot, self.config, self.scales, decoded)
+        return world_model_loss(
+            prediction, frames, batch, self.two_hot, self.config, self.scales, decoded, self.encoder.mean_frame
+        )

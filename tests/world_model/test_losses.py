@@ -13,13 +13,13 @@ from torch.utils._pytree import tree_map
 from stormfast.objective import weighted_sum
 from stormfast.settings import WorldModelConfig, WorldModelLossConfig
 from stormfast.world_model import WorldModel
+from stormfast.world_model.focus import focus_weight, moving_pixels
 from stormfast.world_model.heads import NUM_BINS, TwoHot
 from stormfast.world_model.losses import (
     HEADS,
     Prediction,
     free_bits_mean,
     masked_mean,
-    motion_weight,
     world_model_loss,
 )
 from stormfast_kernels import unimix_log_probs
@@ -292,7 +292,7 @@ def test_pixels_that_move_weigh_more():
     batch = make_batch(B, T, seed=5)
     assert batch.is_first[:, 1:].any()
     frames = moving_frames(batch)
-    weight = motion_weight(frames, ~batch.is_first[:, 1:], 9.0)
+    weight = focus_weight(moving_pixels(frames, ~batch.is_first[:, 1:]), 9.0)
     close(weight, naive_motion_weight(frames, batch.is_first, 9.0))
     close(weight.mean(), 1.0)
     close(weight.max() / weight.min(), 10.0)
@@ -302,9 +302,9 @@ def test_pixels_that_move_weigh_more():
 def test_a_reset_counts_as_motion_only_where_it_is_not_known():
     batch = make_batch(B, T, seed=5)
     frames = moving_frames(batch)
-    everywhere = motion_weight(frames, None, 9.0)
+    everywhere = focus_weight(moving_pixels(frames, None), 9.0)
     close(everywhere, naive_motion_weight(frames, torch.zeros_like(batch.is_first), 9.0))
-    assert not torch.equal(everywhere, motion_weight(frames, ~batch.is_first[:, 1:], 9.0))
+    assert not torch.equal(everywhere, focus_weight(moving_pixels(frames, ~batch.is_first[:, 1:]), 9.0))
 
 
 def test_focus_weighs_the_squared_error_and_nothing_else():
@@ -319,6 +319,21 @@ def test_focus_weighs_the_squared_error_and_nothing_else():
     assert focused["reconstruction"] != plain["reconstruction"]
     for name in plain.keys() - {"reconstruction", "total"}:
         assert torch.equal(plain[name], focused[name])
+
+
+def test_focus_may_be_on_what_differs_from_the_mean_frame():
+    prediction, batch, mean_frame = make_prediction(), make_batch(B, T, seed=5), torch.full((3, 64, 64), 0.5)
+    frames = torch.full((B, T, 3, 64, 64), 0.5)
+    frames[1, :, 2, 5:9, 3:5] = 0.6  # still, but not of the mean frame; one colour of it
+    frames[2, :, :, 0, 0] = 0.54
+    loss = world_model_loss(
+        prediction, frames.flatten(0, 1), batch, TwoHot(), config_of(focus=4.0, focus_on="mean_frame"),
+        mean_frame=mean_frame,
+    )  # fmt: skip
+    weight = torch.ones(B, T, 1, 64, 64)
+    weight[1, :, 0, 5:9, 3:5] = 5.0
+    error = (weight / weight.mean() * (prediction.reconstruction - frames) ** 2).sum((2, 3, 4))
+    close(loss["reconstruction"], error.mean())
 
 
 def test_where_nothing_moves_focus_changes_nothing():
