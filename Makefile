@@ -21,7 +21,7 @@ checked = @$(BIN)/mypy & types=$$!; $(BIN)/python -m pytest $(PARALLEL) $(1) $(A
 
 help:
 	@sed -n '1,2s/^# //p' Makefile
-	@echo "make test [WORKERS=2] | lint | test-all (with the tests of bench/ and profiling/) | test-slow | clean"
+	@echo "make test [WORKERS=2] | lint | test-all (with the tests of what measures) | test-slow | clean"
 	@echo "make counts | results | bench [ARGS=\"--device cuda\"] | bench-compare [REF=main] [ARGS=...]"
 
 train: $(INSTALLED)

@@ -80,7 +80,11 @@ def parse(
                 args=list(args),
                 default=tyro.MISSING_NONPROP if default is None else default,
                 return_unknown_args=True,
-                config=(tyro.conf.PositionalRequiredArgs, tyro.conf.PositionalMetavarFromFieldName),
+                config=(
+                    tyro.conf.PositionalRequiredArgs,
+                    tyro.conf.PositionalMetavarFromFieldName,
+                    tyro.conf.HelptextFromCommentsOff,  # a third of the time; settings document themselves by Doc
+                ),
             )
         except SystemExit as stop:
             if not stop.code:

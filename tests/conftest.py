@@ -23,13 +23,15 @@ if (
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-INSTRUMENTS = {"bench", "profiling"}  # folders of tests of what measures, not of what is measured
+INSTRUMENTS = {"bench", "measure", "profiling"}  # folders of tests of what measures, not of what is measured
 
 # They take half a minute each, and begin first: no worker is left with one when the others have nothing to do.
 LONGEST = {
     "tests/bench/test_benches.py",
     "tests/bench/test_counts.py",
+    "tests/envs/test_ale_backend.py",
     "tests/kernels/test_ahead_of_time.py",
+    "tests/measure/test_work.py",
     "tests/test_compile.py",
     "tests/test_loop.py",
 }

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import subprocess
 import sys
 import timeit
@@ -13,8 +14,10 @@ import pytest
 
 from stormfast import annotate
 from stormfast.errors import UserError
-from stormfast.loop import train
-from stormfast.settings import preset_config
+from stormfast.loop import advance, train
+from stormfast.measure.phases import training_config, warm_run
+from stormfast.schema import override
+from stormfast.settings import ProfileConfig, preset_config
 from tests.conftest import ROOT
 
 
@@ -51,7 +54,27 @@ def test_off_all_ranges_are_one_object():
         assert annotate.phase("act") is annotate.phase("env") is annotate.NO_RANGE
 
 
-def test_off_nvtx_is_not_imported_by_a_step_of_training():
+def test_off_nvtx_is_not_imported_by_a_step_of_training(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "nvtx", None)  # import nvtx then fails
+    values = {"acting.random_steps": 40, "world_model.channels": (2, 3, 4, 5), "imagination.batch_size": 4}
+    config = override(training_config(ProfileConfig(preset="tiny", device="cpu", compile="off")), values)
+    with warm_run(config) as run:
+        before = run.step
+        advance(run)
+    assert run.step == before + 1
+
+
+def test_no_module_imports_nvtx_when_it_is_imported():
+    """Only functions do, where ranges are on."""
+    sources = [*ROOT.glob("stormfast/**/*.py"), *ROOT.glob("kernels/**/*.py")]
+    assert len(sources) > 50
+    at_once = re.compile(r"^(import|from) nvtx\b", re.MULTILINE)
+    assert at_once.search("import os\nimport nvtx\n")
+    assert [path.name for path in sources if at_once.search(path.read_text())] == []
+
+
+@pytest.mark.slow
+def test_off_nvtx_is_in_no_process_that_trains():
     """In a process of its own: here another test may have imported it."""
     code = f"""
 import sys

@@ -3,7 +3,9 @@
 import json
 import os
 import re
+import signal
 import subprocess
+import sys
 import time
 import types
 from pathlib import Path
@@ -177,7 +179,7 @@ def test_reader_that_leaves_is_no_error(command: list[str]) -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize(
     ("args", "unbuffered"),
-    [(["games"], ""), (["games"], "1"), (["train", "--help"], ""), (["train", "--help"], "1"), (["train"], "")],
+    [(["games"], ""), (["games"], "1"), (["train", "--help"], ""), (["train", "--help"], "1")],
 )
 def test_full_stdout_is_told(args: list[str], unbuffered: str, command: list[str], tmp_path: Path) -> None:
     with open("/dev/full", "w") as full:
@@ -193,6 +195,18 @@ def test_full_stdout_is_told(args: list[str], unbuffered: str, command: list[str
         )
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert done.stderr.startswith("stormfast: error: standard output cannot be written: No space left on device")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_full_stdout_is_told_before_training_begins(
+    trained: list[object], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In this process: what is printed is the preset that was chosen, which takes torch."""
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert cli.main(["train"]) == 2
+    assert "standard output cannot be written: No space left on device" in error_line(capsys)
+    assert not trained
 
 
 def test_closed_stdout_is_told(command: list[str]) -> None:
@@ -331,12 +345,16 @@ def test_a_run_that_cannot_begin_leaves_no_directory(
     assert not Path("r").exists()
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_that_a_signal_stopped_ends_with_its_status(
-    trained: list[object], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    number: signal.Signals,
+    trained: list[object],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("stormfast.loop.train", lambda *args: types.SimpleNamespace(step=7, stopped_by=15))
-    assert cli.main(["train", "--preset", "tiny", "--run-dir", "r"]) == 143
-    assert "stopped by SIGTERM at step 7, saved in r; go on with `stormfast train" in capsys.readouterr().err
+    monkeypatch.setattr("stormfast.loop.train", lambda *args: types.SimpleNamespace(step=7, stopped_by=number))
+    assert cli.main(["train", "--preset", "tiny", "--run-dir", "r"]) == 128 + number
+    assert f"stopped by {number.name} at step 7, saved in r; go on with `stormfast train" in capsys.readouterr().err
 
 
 def test_unexpected_exceptions_keep_their_traceback(trained: list[object], monkeypatch: pytest.MonkeyPatch) -> None:

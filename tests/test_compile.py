@@ -156,8 +156,8 @@ VARIANTS = [
 
 
 def test_static_buffers_change_nothing():
-    captured = history(lambda learner, updates, player: capture_updates(updates, player), steps=20)
-    assert_same_history(captured, history(lambda *parts: None, steps=20), 20, rtol=0)
+    captured = history(lambda learner, updates, player: capture_updates(updates, player), steps=9)
+    assert_same_history(captured, history(lambda *parts: None, steps=9), 9, rtol=0)
 
 
 @pytest.fixture
@@ -167,7 +167,7 @@ def taped(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("values", "precision", "steps"), [*((v, torch.float32, 9) for v in VARIANTS), ({}, torch.bfloat16, 20)]
+    ("values", "precision", "steps"), [*((v, torch.float32, 9) for v in VARIANTS), ({}, torch.bfloat16, 9)]
 )
 def test_the_operators_of_one_call_are_those_of_every_call(values, precision, steps, taped):
     """As a graph would, each phase runs what was recorded once, into the same memory: to the bit what eager phases
@@ -191,7 +191,7 @@ def test_a_phase_that_rebinds_what_it_should_write_is_noticed(taped, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("backend", "steps"), [("aot_eager", WARMUP_CALLS + 3), pytest.param("inductor", STEPS, marks=pytest.mark.slow)]
+    ("backend", "steps"), [("eager", WARMUP_CALLS + 3), pytest.param("inductor", STEPS, marks=pytest.mark.slow)]
 )
 def test_compiled_and_captured_phases_agree_with_eager_ones_and_compile_once(backend, steps):
     """To rounding, which 50 steps of training amplify; fullgraph: a graph break would raise."""
@@ -208,8 +208,10 @@ def test_compiled_and_captured_phases_agree_with_eager_ones_and_compile_once(bac
 
 
 def test_bfloat16_phases_compile_too():
-    losses, *_ = history(compiled_with("aot_eager"), steps=1, precision=torch.bfloat16)
-    assert all(np.isfinite(list(each.values())).all() for each in losses)
+    """With their backward passes traced, as inductor has them."""
+    got = history(compiled_with("aot_eager"), steps=2, precision=torch.bfloat16)
+    expected = history(lambda *parts: None, steps=2, precision=torch.bfloat16)
+    assert_same_history(got, expected, 2, rtol=1e-3)
 
 
 def test_what_a_phase_learns_from_is_drawn_inside_it():

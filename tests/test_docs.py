@@ -57,15 +57,22 @@ def test_presets_and_protocols_are_named() -> None:
 def test_the_first_example_of_readme_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As it is printed, but with a preset and a length for tests."""
-    train, small = stormfast.train, {"acting.random_steps": 64, "logging.tensorboard": False}
+    """As it is printed, but with a preset, a length and a number of episodes for tests."""
+    train, evaluate = stormfast.train, stormfast.Run.evaluate
+    small = {"acting.random_steps": 64, "logging.tensorboard": False}
 
     def train_little(game: str, *, preset: str, steps: int, settings: dict[str, object]) -> object:
         assert (preset, steps) == ("cpu", 4_500)
         return train(game, preset="tiny", steps=70, device="cpu", settings=small | settings)
 
     monkeypatch.chdir(tmp_path)
+
+    def evaluate_little(run: stormfast.Run, *, episodes: int) -> object:
+        assert episodes == 30
+        return evaluate(run, episodes=3)
+
     monkeypatch.setattr(stormfast, "train", train_little)
+    monkeypatch.setattr(stormfast.Run, "evaluate", evaluate_little)
     (code,) = code_blocks((ROOT / "README.md").read_text(), "python")
     exec(code, {})
     score, error = map(float, capsys.readouterr().out.split())

@@ -19,17 +19,18 @@ from stormfast import cli
 from stormfast.errors import UserError
 from stormfast.loop import crossed, due, train
 from stormfast.runs.checkpoint import Checkpoint, load_checkpoint
+from stormfast.runs.launch import flags
 from stormfast.runs.run import env_seed, make_replay
 from stormfast.schema import override, to_json
 from stormfast.settings import TrainConfig, preset_config
 
-ROOT = Path(__file__).resolve().parent.parent
 SMALL = {
     "world_model.channels": (2, 3, 4, 5),
     "world_model.width": 16,
     "imagination.batch_size": 4,
     "imagination.horizon": 3,
     "agent.width": 8,
+    "acting.context": 5,
     "world_model.updates_per_step": 0.25,  # what a run takes is its updates
     "agent.updates_per_step": 0.2,
 }
@@ -80,16 +81,16 @@ def test_resumed_run_is_bit_identical_to_an_uninterrupted_one(
         "game": game,
         "env_backend": backend,
         "num_envs": num_envs,
-        "logging__save_every": 60,
+        "logging__save_every": 56,
         **({} if game == "Catch" else {"atari__noop_max": 5}),
     }
-    whole = run(small_config(tmp_path / "whole", steps=120, **options))
+    whole = run(small_config(tmp_path / "whole", steps=80, **options))
     torch.manual_seed(123)  # a resume must not lean on what this process drew before
-    halves = small_config(tmp_path / "halves", steps=60, **options)
+    halves = small_config(tmp_path / "halves", steps=56, **options)
     run(halves)
-    run(replace(halves, steps=120, resume=True))
+    run(replace(halves, steps=80, resume=True))
     expected, got = load_checkpoint(whole, "cpu"), load_checkpoint(tmp_path / "halves", "cpu")
-    assert got.step == expected.step >= 120
+    assert got.step == expected.step >= 80
     assert got.meta == expected.meta
     assert got.tensors.keys() == expected.tensors.keys()
     assert any(name.startswith("env.") for name in got.tensors)
@@ -203,14 +204,13 @@ def test_envpool_run_resumes_with_new_episodes(tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path / "run", "cpu").step == 90
 
 
-@pytest.mark.parametrize("protocol", ["standard", "reference"])
 @pytest.mark.parametrize(
-    "overrides",
+    ("protocol", "overrides"),
     [
-        {"world_model.tokens": "separate"},
-        {"agent.state": "hidden"},
-        {"agent.state": "latent", "agent.minibatches": 2},
-        {"world_model.centre_frames": True, "world_model.decoder_init": "zero", "world_model.focus": 9.0},
+        ("reference", {"world_model.tokens": "separate"}),
+        ("standard", {"agent.state": "hidden"}),
+        ("reference", {"agent.state": "latent", "agent.minibatches": 2}),
+        ("standard", {"world_model.centre_frames": True, "world_model.decoder_init": "zero", "world_model.focus": 9.0}),
     ],
 )
 def test_every_variant_trains(tmp_path: Path, protocol: str, overrides: dict[str, Any]) -> None:
@@ -291,60 +291,36 @@ def test_a_finished_run_has_nothing_to_do(tmp_path: Path, capsys: pytest.Capture
     assert load_checkpoint(tmp_path / "run", "cpu").step == 50
 
 
-def test_a_reader_that_leaves_does_not_end_the_run(tmp_path: Path, command: list[str]) -> None:
-    flags = [
-        "--game",
-        "Catch",
-        "--preset",
-        "tiny",
-        "--steps",
-        "70",
-        "--run-dir",
-        str(tmp_path / "run"),
-        "--logging.every",
-        "10",
-    ]
-    process = subprocess.Popen([*command, "train", *flags], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
-    assert process.stderr is not None
-    process.stderr.readline()
-    process.stderr.close()
-    process.wait(timeout=120)
-    assert load_checkpoint(tmp_path / "run", "cpu").step == 70
+def test_a_reader_that_leaves_does_not_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w", buffering=1) as left:
+        monkeypatch.setattr(sys, "stderr", left)
+        with pytest.raises(BrokenPipeError):
+            print("nobody reads this", file=sys.stderr)
+        run(small_config(tmp_path / "run", game="Catch", steps=50, logging__every=10))
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), writer)  # for what is flushed when it is closed
+    assert load_checkpoint(tmp_path / "run", "cpu").step == 50
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_leaves_with_one_line(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_saves_and_leaves_with_one_line(tmp_path: Path, command: list[str]) -> None:
+    """SIGINT does the same: tests/runs/test_signals.py, in this process."""
     run_dir = tmp_path / "run"
-    flags = [
-        "--game",
-        "Catch",
-        "--preset",
-        "tiny",
-        "--steps",
-        "1000000",
-        "--run-dir",
-        str(run_dir),
-        "--device",
-        "cpu",
-        "--acting.random-steps",
-        "40",
-        "--logging.every",
-        "20",
-    ]
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "stormfast", "train", *flags], stderr=subprocess.PIPE, text=True, env=environment
-    )
+    config = small_config(run_dir, game="Catch", steps=1_000_000, logging__every=20)
+    args = ["train", "--preset", "tiny", *flags(config, preset_config("tiny", "standard"))]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([*command, *args], stderr=subprocess.PIPE, text=True, env=environment)
     metrics = run_dir / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not (metrics.exists() and metrics.read_text().count("\n") >= 3):
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
         time.sleep(0.1)
-    process.send_signal(number)
+    process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 128 + number
+    assert process.returncode == 128 + signal.SIGTERM
     assert "Traceback" not in errors
-    assert errors.splitlines()[-1].startswith(f"stopped by {number.name} at step ")
+    assert errors.splitlines()[-1].startswith("stopped by SIGTERM at step ")
     step = load_checkpoint(run_dir, "cpu").step
     assert step >= 60
     assert cli.main(["train", "--run-dir", str(run_dir), "--resume", "--steps", str(step + 5)]) == 0

@@ -101,7 +101,7 @@ def estimate(
 ) -> Estimate:
     """Bytes that a run will take on a device of that type, with its updates captured as CUDA graphs or not.
 
-    Takes no memory and no random numbers, and counts the same sizes once a process: a count takes 0.4 to 1 s of a CPU.
+    Takes no memory and no random numbers, and counts the same sizes once a process: a count takes 0.3 to 1 s of a CPU.
     Raises: UserError for a bad demonstration.
     """
     if config.replay.demonstration is not None:  # the file may change

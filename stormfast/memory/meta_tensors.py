@@ -19,7 +19,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map_only
 
-META = torch.device("meta")
+from stormfast.memory import meta_operators
+from stormfast.memory.meta_operators import META
 
 # What autocast gives bfloat16 inputs, on every device, and what it gives float32 inputs on CUDA only: of both lists in
 # torch's documentation ("Autocast Op Reference"), the functions that a world model or an agent may call.
@@ -121,7 +122,7 @@ class LiveBytes(TorchDispatchMode):
         target = kwargs.get("device")
         if func is torch.ops.aten._to_copy.default and args[0].is_meta and target is not None and target != META:
             return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
-        return func(*args, **kwargs)
+        return meta_operators.call(func, args, kwargs)
 
     def see(self, tensor: Tensor, func: Any) -> None:
         storage = tensor.untyped_storage()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from stormfast.envs import check_settings, choose_backend, make_env
-from stormfast.envs.games import atari_games
+from stormfast.envs.games import ATARI_100K, atari_games
 from stormfast.errors import UserError
 from stormfast.schema import override
 from stormfast.settings import TrainConfig, preset_config
@@ -159,7 +159,14 @@ def test_importing_is_cheap() -> None:
     )
 
 
-@pytest.mark.parametrize("game", atari_games())
+@pytest.mark.parametrize(
+    "game",
+    [
+        # make test-all has the others: it takes 0.15 s to load one
+        game if game in ATARI_100K else pytest.param(game, marks=pytest.mark.instruments)
+        for game in atari_games()
+    ],
+)
 def test_every_game(game: str) -> None:
     env = make_env(game, *rules(), num_envs=1, backend="ale", seed=1)
     env.reset()

@@ -229,10 +229,11 @@ def step_and_check(arguments):
         (1, 1, 128, 256, [0, 100, 255]),
     ],
 )
-@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
-def test_the_kernel_equals_full_attention(dtype, masked, batch, heads, head_dim, cache_length, lengths, triton_path):
+def test_the_kernel_equals_full_attention(dtype, batch, heads, head_dim, cache_length, lengths, triton_path):
+    """Each size masked in one or two of the dtypes, each dtype masked in half of the sizes."""
     before = launches()
+    masked = (list(TOLERANCE).index(dtype) + cache_length) % 2 == 0
     for length in lengths:
         first = [length // 2, cache_length + 7, 0, length, 3][:batch] if masked else None
         step_and_check(one_step(batch, heads, head_dim, cache_length, dtype, length, first, beyond=NAN))
@@ -432,9 +433,9 @@ def test_the_op_has_no_gradient(triton_path):
 @pytest.mark.parametrize("masked", [False, True])
 def test_the_op_is_registered_as_torch_wants_it(masked, triton_path):
     arguments, before = one_step(2, 1, 16, 5, torch.float32, 3, [0, 2] if masked else None), launches()
+    if masked:
+        arguments[3:5] = torch.zeros(2, 2, 1, 5, 16, device=DEVICE).unbind()  # slices of stacked caches
     opcheck(attention.cached_attention_step_op, tuple(arguments))
-    stacked = torch.zeros(2, 2, 1, 5, 16, device=DEVICE)
-    opcheck(attention.cached_attention_step_op, (*arguments[:3], stacked[0], stacked[1], *arguments[5:]))
     assert launches() > before
 
 

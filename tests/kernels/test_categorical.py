@@ -349,9 +349,12 @@ def test_the_tile_does_not_change_what_is_drawn(monkeypatch, triton_path):
 def test_the_ops_are_registered_as_torch_wants_them(with_log_probs, triton_path):
     rng = torch.Generator().manual_seed(9)
     logits, uniform = torch.randn(3, 5, 7, generator=rng).requires_grad_(), torch.rand(3, 5, generator=rng)
-    opcheck(categorical.sample_categorical_op, (logits, uniform, 0.01, with_log_probs))
-    opcheck(categorical.sample_categorical_op, (logits, None, 0.0, with_log_probs))
-    opcheck(categorical.unimix_log_probs_op, (logits, 0.01))
+    opcheck(
+        categorical.sample_categorical_op,
+        (logits, uniform, 0.01, True) if with_log_probs else (logits, None, 0.0, False),
+    )
+    if with_log_probs:
+        opcheck(categorical.unimix_log_probs_op, (logits, 0.01))
     opcheck(
         categorical.unimix_gradient_op,
         (logits.detach(), logits.detach().cos(), logits.detach().sin() if with_log_probs else None, 0.01),

@@ -142,9 +142,20 @@ def test_step_and_meta_survive(tmp_path):
     assert load_checkpoint(tmp_path, CPU).step == 12
 
 
-@pytest.mark.parametrize("keep_last_obs", [True, False])
-@pytest.mark.parametrize(("capacity", "num_streams"), [(7, 1), (10, 2), (17, 3)])
-@pytest.mark.parametrize("chunk_rows", [2, 5, 1000])
+@pytest.mark.parametrize(
+    ("capacity", "num_streams", "keep_last_obs", "chunk_rows"),
+    [
+        (7, 1, True, 2),
+        (7, 1, False, 5),
+        (7, 1, True, 1000),
+        (10, 2, False, 2),
+        (10, 2, True, 5),
+        (10, 2, False, 1000),
+        (17, 3, True, 2),
+        (17, 3, False, 5),
+        (17, 3, True, 1000),
+    ],
+)
 def test_replay_survives_any_sequence_of_saves(
     tmp_path, monkeypatch, rng, capacity, num_streams, keep_last_obs, chunk_rows
 ):
