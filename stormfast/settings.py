@@ -121,14 +121,14 @@ class WorldModelConfig:
     ] = "symlog"  # fmt: skip
     centre_frames: Annotated[
         bool, Doc("the networks see and draw the difference to the mean frame of the random steps")
-    ] = False  # fmt: skip
-    decoder_init: Annotated[HeadInit, Doc("first weights of the decoder's output layer")] = "default"
+    ] = True  # fmt: skip
+    decoder_init: Annotated[HeadInit, Doc("first weights of the decoder's output layer")] = "zero"
     decode_every: Annotated[
         Size, Doc("steps of a window of which one is reconstructed, from a random one on; neighbours are alike")
     ] = 1
     focus: Annotated[
         NotNegative, Doc("a pixel that focus-on names weighs 1 + focus in the reconstruction; the mean weight is 1")
-    ] = 0.0
+    ] = 9.0
     focus_on: Annotated[
         Literal["motion", "mean_frame"], Doc("pixels that move, or that differ from the mean frame")
     ] = "motion"
@@ -324,14 +324,17 @@ PRESETS: dict[str, dict[str, Any]] = {
         "world_model.max_length": 32,
         "imagination.batch_size": 2048,
         "imagination.context": 4,
+        "agent.start": 2_500,
         "agent.updates_per_step": 0.25,
         "agent.minibatches": 4,
-        "replay.recency": 1.5,
+        "agent.entropy": 1e-3,
+        "agent.unimix": 0.01,
+        "replay.recency": 3.3,
     },
     "cpu": {
         "steps": 15_000,
         "num_envs": 4,
-        "world_model.channels": (16, 32, 64, 128),
+        "world_model.channels": (8, 16, 32, 64),
         "world_model.categoricals": 16,
         "world_model.classes": 16,
         "world_model.width": 128,
@@ -342,9 +345,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         "world_model.max_length": 32,
         "world_model.updates_per_step": 0.5,
         "world_model.learning_rate": 6e-4,
+        "world_model.norm_momentum": 0.3,
+        "world_model.decode_every": 4,
         "imagination.batch_size": 128,
+        "imagination.contexts_per_window": 4,
         "imagination.context": 4,
         "imagination.horizon": 10,
+        "agent.start": 2_500,
         "agent.width": 256,
         "acting.context": 12,
         "agent.updates_per_step": 0.5,
@@ -387,6 +394,9 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
         "world_model.separate_episodes": False,
         "world_model.loss.free_bits_per": "batch",
         "world_model.head_init": "default",
+        "world_model.centre_frames": False,
+        "world_model.decoder_init": "default",
+        "world_model.focus": 0.0,
         "imagination.start": "prior",
         "imagination.continuation": "threshold",
         "agent.bootstrap": "current",

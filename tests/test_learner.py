@@ -31,7 +31,7 @@ def test_a_world_model_update_moves_the_world_model_alone():
     learner = tiny_learner()
     model, agent = weights(learner.world_model), weights(learner.agent)
     metrics = learner.update_world_model(make_batch())
-    assert changed(learner.world_model, model) == set(model)  # every weight, and every batch-norm average
+    assert changed(learner.world_model, model) == set(model) - {"encoder.mean_frame"}  # weights, batch-norm averages
     assert changed(learner.agent, agent) == set()
     assert metrics["world_model/grad_norm"] > 0
     assert all(value.shape == () and not value.requires_grad and value.isfinite() for value in metrics.values())

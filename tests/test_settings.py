@@ -115,7 +115,7 @@ def test_storm_has_the_sizes_of_the_paper() -> None:
         ),
         ({"acting.context": 65}, "acting.context must be <= world_model.max_length (64), got 65"),
         (
-            {"world_model.focus_on": "mean_frame"},
+            {"world_model.focus_on": "mean_frame", "world_model.centre_frames": False},
             "world_model.focus_on mean_frame needs world_model.centre_frames, which finds the mean frame",
         ),
         (

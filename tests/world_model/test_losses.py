@@ -51,6 +51,7 @@ LOSS = {"reconstruction", "dynamics", "representation", "free_bits", "free_bits_
 
 
 def config_of(**values):
+    values = {"focus": 0.0} | values
     names = {name: f"world_model.{'loss.' if name in LOSS else ''}{name}" for name in values}
     return tiny_config(values={names[name]: value for name, value in values.items()}).world_model
 
