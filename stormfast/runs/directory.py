@@ -106,8 +106,8 @@ def has_checkpoint(path: Path) -> bool:
 
 
 def _clear(path: Path) -> None:
-    """Removes what a run without a checkpoint wrote."""
-    for name in (METRICS, PLAN, CONFIG):
+    """Removes what a run without a checkpoint wrote, but for config.json: after a kill in between it is still a run."""
+    for name in (METRICS, PLAN):
         (path / name).unlink(missing_ok=True)
     for name in (TENSORBOARD, DIRECTORY):
         if (path / name).exists():

@@ -83,6 +83,23 @@ def test_a_run_without_a_checkpoint_starts_anew_and_says_so(tmp_path: Path) -> N
     assert not said
 
 
+def test_a_kill_while_a_run_is_cleared_leaves_one_that_can_be_cleared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = unsaved_run(tmp_path / "run")
+
+    def killed(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_dir.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_dir.create(config_in(path))
+    assert (path / "tensorboard").exists()
+    run_dir.create(config_in(path, steps=7))
+    assert set(files_in(path)) == {"config.json", ".x.tmp"}
+
+
 def test_a_run_without_a_checkpoint_stays_where_others_have_put_files_or_train(tmp_path: Path) -> None:
     path = unsaved_run(tmp_path / "run")
     before = files_in(path)
