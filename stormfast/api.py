@@ -26,7 +26,7 @@ from stormfast.errors import UserError
 from stormfast.loop import train as train_run
 from stormfast.plan import choose_preset, plan
 from stormfast.player import Player
-from stormfast.runs.directory import METRICS, create, discard_unused, load_config
+from stormfast.runs.directory import METRICS, load_config, opened
 from stormfast.runs.evaluation import evaluate as evaluate_run
 from stormfast.runs.progress import log_line
 from stormfast.runs.trained import Trained
@@ -186,14 +186,8 @@ def _check_path(name: str, value: Any) -> Path:
 def _train(wanted: TrainConfig, callback: Callable[[int, Metrics], object], quiet: bool) -> Run:
     _check_callback(callback)  # before anything is made
     decided = plan(wanted)
-    path = create(wanted, (lambda line: None) if quiet else log_line)
-    try:
-        decided.save(path)
+    with opened(wanted, (lambda line: None) if quiet else log_line) as path:
         train_run(wanted, path, decided, callback=callback, quiet=quiet)
-    except BaseException:
-        if not wanted.resume:
-            discard_unused(path)  # so that the same call can be made again once what is wrong is put right
-        raise
     return load(path, device=wanted.device)
 
 

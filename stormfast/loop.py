@@ -14,7 +14,7 @@ from stormfast.device import out_of_memory
 from stormfast.envs.games import find
 from stormfast.errors import UserError
 from stormfast.plan import Plan, plan
-from stormfast.runs.directory import has_checkpoint, held
+from stormfast.runs.directory import has_checkpoint
 from stormfast.runs.progress import Progress, log_line
 from stormfast.runs.run import Run, build
 from stormfast.runs.signals import SignalWatch
@@ -36,7 +36,7 @@ def train(
     """Trains until config.steps, or until a signal or the callback stops it, and saves as it goes.
 
     Args:
-        run_dir: a directory made by runs.directory.create.
+        run_dir: a directory from runs.directory.opened, which holds it meanwhile. Gets plan.json.
         decided: the plan, where it has been made.
         quiet: print nothing.
     Returns: the run, closed; `stopped_by` is the signal that stopped it, or 0.
@@ -44,11 +44,12 @@ def train(
     """
     annotate.from_environment()  # a bad value is refused before a run is made
     decided = decided or plan(config)
+    decided.save(run_dir)
     if not quiet:
         log_line(f"plan: {decided}")
     with SignalWatch(stop_after_this_step) as signals:
         try:
-            with held(run_dir), build(config, run_dir, decided) as run:
+            with build(config, run_dir, decided) as run:
                 learn(run, signals, callback, quiet)
         except (MemoryError, RuntimeError) as error:
             explanation = explained(error, config)

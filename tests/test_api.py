@@ -29,6 +29,7 @@ SETTINGS = {
     "imagination.batch_size": 4,
     "imagination.horizon": 3,
     "agent.width": 8,
+    "acting.context": 5,
     "acting.random_steps": 40,
     "logging.every": 10,
     "logging.tensorboard": False,
@@ -154,6 +155,22 @@ def test_a_run_goes_on_where_it_was(tmp_path):
     assert (again.step, again.config.device) == (52, "cpu")  # nothing left to do, on the device that it had
     with pytest.raises(UserError, match="steps must be >= 1"):
         api.resume(tmp_path / "part", steps=0, device="cpu")
+
+
+def test_a_resume_that_is_refused_leaves_the_running_run_as_it_is(tmp_path):
+    path, refused = tmp_path / "run", []
+
+    def files():  # a file that is written anew has another inode
+        return [(path / name).stat().st_ino for name in ("config.json", "plan.json")]
+
+    def resume(step, metrics):
+        before = files()
+        with pytest.raises(UserError, match="another process trains there"):
+            api.resume(path, steps=99)
+        refused.append(files() == before)
+
+    assert train(path, steps=15, callback=resume).config.steps == 15
+    assert refused == [True, True]
 
 
 def test_training_works_in_another_thread(tmp_path):

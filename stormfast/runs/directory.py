@@ -27,37 +27,65 @@ TENSORBOARD = "tensorboard"
 RUNS = Path("runs")
 
 
-def create(config: TrainConfig, say: Callable[[str], None] = lambda line: None) -> Path:
-    """Makes the run directory of a config and writes config.json into it; on a resume, rewrites config.json.
+@contextlib.contextmanager
+def opened(config: TrainConfig, say: Callable[[str], None] = lambda line: None) -> Iterator[Path]:
+    """The directory of a run, with its config.json; held while the context is open, so that nobody else trains there.
 
-    Removes what a run left there that ended before its first checkpoint (unless config.resume).
+    Removes what a run left there that ended before its first checkpoint (unless config.resume). A new run that raises
+    before it has written anything leaves no directory: the same call can be made again once what is wrong is put right.
 
-    Args: say: gets a line where that is so.
-    Returns: config.run_dir, or a new runs/GAME/DATE-TIME.
+    Args: say: gets a line where a run without a checkpoint is replaced.
+    Yields: config.run_dir, or a new runs/GAME/DATE-TIME.
     Raises: UserError for a directory that holds a checkpoint (unless config.resume), a run that another process trains,
-        or anything else, or cannot be written.
+        or anything else, or cannot be written. What was there is then as it was.
     """
-    path = Path(config.run_dir) if config.run_dir else None
+    with contextlib.ExitStack() as stack:
+        with told_as_run_dir(config.run_dir or RUNS):
+            path = _make(config)
+            stack.enter_context(held(path))
+            _begin(config, path, say)
+        try:
+            yield path
+        except BaseException:
+            if not config.resume:
+                _discard_unused(path)
+            raise
+
+
+@contextlib.contextmanager
+def told_as_run_dir(path: Path | str) -> Iterator[None]:
+    """An OSError of a run directory that is looked at or made becomes a UserError of one line."""
     try:
-        if path is None:
-            path = make_default(RUNS / find(config.game).slug)
-        else:
-            if config.resume:
-                load_config(path)
-            else:
-                check_free(path)
-                if (path / CONFIG).exists():
-                    _clear(path)
-                    say(f"{path} holds a run that ended before its first checkpoint: starting anew there")
-            path.mkdir(parents=True, exist_ok=True)
-        saved = dataclasses.replace(config, game=canonical_name(config.game), run_dir=str(path), resume=False)
-        write_whole(path / CONFIG, to_json(saved).encode())
+        yield
     except OSError as error:
         raise UserError(
-            f"--run-dir must be a directory that can be written, but {path or RUNS}: {error.strerror or error}; "
-            "choose another"
+            f"--run-dir must be a directory that can be written, but {path}: {error.strerror or error}; choose another"
         ) from None
+
+
+def _make(config: TrainConfig) -> Path:
+    """The directory of a run, made unless it is there."""
+    if not config.run_dir:
+        return make_default(RUNS / find(config.game).slug)
+    path = Path(config.run_dir)
+    if config.resume:
+        load_config(path)
+    elif path.exists() and not path.is_dir():
+        raise UserError(f"--run-dir must be a directory, but {path} is a file; choose another")
+    else:
+        path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def _begin(config: TrainConfig, path: Path, say: Callable[[str], None]) -> None:
+    """Writes config.json into a directory that is held, once nothing is in its way."""
+    if not config.resume:
+        _check_free(path)
+        if (path / CONFIG).exists():
+            _clear(path)
+            say(f"{path} holds a run that ended before its first checkpoint: starting anew there")
+    saved = dataclasses.replace(config, game=canonical_name(config.game), run_dir=str(path), resume=False)
+    write_whole(path / CONFIG, to_json(saved).encode())
 
 
 def make_default(parent: Path) -> Path:
@@ -76,12 +104,19 @@ def make_default(parent: Path) -> Path:
 
 
 def check_free(path: Path) -> None:
-    """Raises UserError when a directory is in the way of a new run."""
-    if path.exists() and not path.is_dir():
+    """Raises UserError when a directory is in the way of a new run, or another process trains there."""
+    if path.is_dir():
+        with held(path):
+            _check_free(path)
+    elif path.exists():
         raise UserError(f"--run-dir must be a directory, but {path} is a file; choose another")
-    elif (path / CONFIG).exists():
+
+
+def _check_free(path: Path) -> None:
+    """Of a directory that is held."""
+    if (path / CONFIG).exists():
         _refuse_run(path)
-    elif path.is_dir() and any(not entry.name.startswith(".") for entry in path.iterdir()):
+    elif any(not entry.name.startswith(".") for entry in path.iterdir()):
         raise UserError(f"--run-dir must be new or empty, but {path} holds other files; choose another")
 
 
@@ -96,8 +131,6 @@ def _refuse_run(path: Path) -> None:
             f"{path} holds a run without a checkpoint, and other files, such as {others[0]}; move them away to start "
             "anew there, or choose another --run-dir"
         )
-    with held(path):  # else another process trains it
-        pass
 
 
 def has_checkpoint(path: Path) -> bool:
@@ -114,11 +147,11 @@ def _clear(path: Path) -> None:
             shutil.rmtree(path / name)
 
 
-def discard_unused(path: Path) -> None:
+def _discard_unused(path: Path) -> None:
     """Removes a run directory that holds nothing but its config.json and plan.json: the run ended before it began."""
-    files = set(os.listdir(path))
-    if CONFIG in files and files <= {CONFIG, PLAN}:
-        with contextlib.suppress(UserError), held(path):  # it may be another process's by now
+    with contextlib.suppress(OSError):  # what ended the run is the error to report
+        files = set(os.listdir(path))
+        if CONFIG in files and files <= {CONFIG, PLAN}:
             for name in files:
                 (path / name).unlink()
             path.rmdir()
@@ -132,17 +165,32 @@ def held(path: Path) -> Iterator[None]:
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _lock(descriptor) or not _is_still(path, descriptor):
             raise UserError(
                 f"{path} is in use: another process trains there; wait until it has ended, or choose another --run-dir"
-            ) from None
-        except OSError:  # a file system without locks
-            pass
+            )
         yield
     finally:
         os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    """Whether no other process has the lock; on a file system without locks nobody knows, and all may go on."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def _is_still(path: Path, descriptor: int) -> bool:
+    """Whether a path names the directory that was opened: another process may have discarded it before the lock."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def load_config(run_dir: Path) -> TrainConfig:

@@ -20,7 +20,7 @@ from stormfast.loop import train
 from stormfast.memory.estimate import estimate
 from stormfast.runs import launch as seeds
 from stormfast.runs.checkpoint import load_checkpoint
-from stormfast.runs.directory import create, load_config
+from stormfast.runs.directory import load_config
 from stormfast.runs.launch import (
     as_many_as_fit,
     flags,
@@ -34,7 +34,7 @@ from stormfast.runs.manifest import File, Manifest, ReplayFiles
 from stormfast.runs.processes import Planned
 from stormfast.schema import override
 from stormfast.settings import LaunchConfig, TrainConfig, preset_config
-from tests.model_fixtures import plan_on
+from tests.model_fixtures import create, plan_on
 
 TINY = ["--game", "Catch", "--preset", "tiny", "--device", "cpu", "--logging.no-tensorboard"]
 
