@@ -230,7 +230,7 @@ def test_a_run_that_failed_before_its_first_checkpoint_can_be_begun_again(tmp_pa
     with pytest.raises(Trouble):
         api.train("Breaking", steps=46, **options)
     assert api.load(tmp_path / "run").metrics()[-1]["step"] == 10
-    with pytest.raises(UserError, match=r"No checkpoint in .* without --resume starts it anew"):
+    with pytest.raises(UserError, match=r"No checkpoint in .* start it anew with `stormfast train .*--game=Breaking"):
         api.resume(tmp_path / "run")
     assert capfd.readouterr().err == ""
     again = api.train("Breaking", steps=15, quiet=False, **options)

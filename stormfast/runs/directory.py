@@ -80,7 +80,7 @@ def _make(config: TrainConfig) -> Path:
 def _begin(config: TrainConfig, path: Path, say: Callable[[str], None]) -> None:
     """Writes config.json into a directory that is held, once nothing is in its way."""
     if not config.resume:
-        _check_free(path)
+        _check_free(path, config.game)
         if (path / CONFIG).exists():
             _clear(path)
             say(f"{path} holds a run that ended before its first checkpoint: starting anew there")
@@ -103,25 +103,27 @@ def make_default(parent: Path) -> Path:
     raise AssertionError("itertools.count ends never")
 
 
-def check_free(path: Path) -> None:
-    """Raises UserError when a directory is in the way of a new run, or another process trains there."""
+def check_free(path: Path, game: str) -> None:
+    """Raises UserError when a directory is in the way of a new run of a game, or another process trains there."""
     if path.is_dir():
         with held(path):
-            _check_free(path)
+            _check_free(path, game)
     elif path.exists():
         raise UserError(f"--run-dir must be a directory, but {path} is a file; choose another")
 
 
-def _check_free(path: Path) -> None:
+def _check_free(path: Path, game: str) -> None:
     """Of a directory that is held."""
     if (path / CONFIG).exists():
-        _refuse_run(path)
+        _refuse_run(path, game)
     elif any(not entry.name.startswith(".") for entry in path.iterdir()):
         raise UserError(f"--run-dir must be new or empty, but {path} holds other files; choose another")
 
 
-def _refuse_run(path: Path) -> None:
-    """Raises UserError unless the run in a directory ended before its first checkpoint, and nothing else is there."""
+def _refuse_run(path: Path, game: str) -> None:
+    """Raises UserError unless the run in a directory is of this game and ended before its first checkpoint, and nothing
+    else is there.
+    """
     if has_checkpoint(path):
         raise UserError(f"{path} already holds a run. Add --resume to go on with it, or choose another --run-dir.")
     written = {CONFIG, PLAN, METRICS, TENSORBOARD, DIRECTORY}
@@ -131,6 +133,13 @@ def _refuse_run(path: Path) -> None:
             f"{path} holds a run without a checkpoint, and other files, such as {others[0]}; move them away to start "
             "anew there, or choose another --run-dir"
         )
+    instead = "choose another --run-dir, or delete that run"
+    try:
+        saved = load_config(path).game
+    except UserError as error:
+        raise UserError(f"{path} holds a run whose settings cannot be read ({error}); {instead}") from None
+    if saved != canonical_name(game):
+        raise UserError(f"{path} holds a run of {saved} without a checkpoint, and this one is of {game}; {instead}")
 
 
 def has_checkpoint(path: Path) -> bool:

@@ -36,12 +36,13 @@ from stormfast.envs.games import find
 from stormfast.errors import UserError
 from stormfast.memory.estimate import num_fitting
 from stormfast.plan import Plan, plan
+from stormfast.runs.command import begin, flags
 from stormfast.runs.directory import CONFIG, RUNS, check_free, has_checkpoint, load_config, make_default
 from stormfast.runs.manifest import DIRECTORY, read_manifest
 from stormfast.runs.processes import Planned, Process, watch
 from stormfast.runs.progress import log_line
-from stormfast.schema import check_name, flatten
-from stormfast.settings import SEED, LaunchConfig, TrainConfig, preset_config
+from stormfast.schema import check_name
+from stormfast.settings import SEED, LaunchConfig, TrainConfig
 
 MOST_ACTIONS = 18  # of an Atari game; what a game of more adds is small beside the rest
 ReadConfig = Callable[[list[str]], LaunchConfig]  # the arguments of `stormfast train` -> what they ask for
@@ -132,7 +133,7 @@ def new_runs(launch: LaunchConfig) -> list[Planned]:
                 f"{planned.run_dir} is there already. Add --resume to go on with the runs in {group}, or choose "
                 "another --run-dir."
             )
-        check_free(planned.run_dir)
+        check_free(planned.run_dir, planned.config.game)
     return planned_runs
 
 
@@ -145,8 +146,7 @@ def plan_of(configs: Sequence[TrainConfig]) -> Plan:
 def new_run(settings: TrainConfig, group: Path, game: str, seed: int) -> Planned:
     """A run that begins, with these settings but for its game, seed and directory."""
     config = replace(settings, game=game, seed=seed, run_dir=str(group / f"{find(game).slug}-seed{seed}"), resume=False)
-    kind = ("--preset", config.preset, "--protocol", config.protocol)
-    return Planned(config, (*kind, *flags(config, preset_config(config.preset, config.protocol))))
+    return Planned(config, tuple(begin(config)))
 
 
 def resumed_runs(launch: LaunchConfig, args: Sequence[str], read_config: ReadConfig) -> list[Planned]:
@@ -185,22 +185,6 @@ def resumed_runs(launch: LaunchConfig, args: Sequence[str], read_config: ReadCon
         )
     settings = next(iter(planned_runs.values())).config
     return [planned_runs.get(pair) or new_run(settings, group, *pair) for pair in pairs(launch)]
-
-
-def flags(config: TrainConfig, base: TrainConfig) -> list[str]:
-    """The arguments of `stormfast train` that make config out of base."""
-    before, words = flatten(base), []
-    for name, value in flatten(config).items():
-        group, dot, leaf = name.replace("_", "-").rpartition(".")
-        if value == before[name]:
-            continue
-        if isinstance(value, bool):
-            words.append(f"--{group}{dot}{'' if value else 'no-'}{leaf}")
-        elif isinstance(value, tuple):
-            words += [f"--{group}{dot}{leaf}", *map(str, value)]
-        else:
-            words.append(f"--{group}{dot}{leaf}={value}")
-    return words
 
 
 def _saved_step(path: Path) -> int:

@@ -109,15 +109,27 @@ def test_a_run_without_a_checkpoint_stays_where_others_have_put_files(tmp_path: 
     assert files_in(path) == before | {"notes.txt": b""}
 
 
+def test_a_run_of_another_game_does_not_take_its_place(tmp_path: Path) -> None:
+    path = unsaved_run(tmp_path / "run")
+    before = files_in(path)
+    expected = f"{path} holds a run of Pong without a checkpoint, and this one is of Breakout; choose another --run-dir"
+    assert message(create, config_in(path, game="Breakout")).startswith(expected)
+    assert files_in(path) == before
+    create(config_in(path, game="ALE/Pong-v5"))
+    (path / "config.json").write_text("{}")  # of whatever it may be
+    assert "a run whose settings cannot be read" in message(create, config_in(path))
+    assert files_in(path)["config.json"] == b"{}"
+
+
 @pytest.mark.parametrize("resume", [False, True])
 def test_nothing_changes_where_another_process_trains(tmp_path: Path, resume: bool) -> None:
     path = tmp_path / "run"
     with run_dir.opened(config_in(path)):
         before = files_in(path)
         assert "another process trains there" in message(create, config_in(path, steps=7, resume=resume))
-        assert "another process trains there" in message(run_dir.check_free, path)
+        assert "another process trains there" in message(run_dir.check_free, path, "Pong")
         assert files_in(path) == before
-    run_dir.check_free(path)
+    run_dir.check_free(path, "Pong")
     create(config_in(path, steps=7, resume=resume))
     assert run_dir.load_config(path).steps == 7
 

@@ -23,7 +23,6 @@ from stormfast.runs.checkpoint import load_checkpoint
 from stormfast.runs.directory import load_config
 from stormfast.runs.launch import (
     as_many_as_fit,
-    flags,
     new_runs,
     num_at_once,
     pairs,
@@ -32,7 +31,6 @@ from stormfast.runs.launch import (
 )
 from stormfast.runs.manifest import File, Manifest, ReplayFiles
 from stormfast.runs.processes import Planned
-from stormfast.schema import override
 from stormfast.settings import LaunchConfig, TrainConfig, preset_config
 from tests.model_fixtures import create, plan_on
 
@@ -165,24 +163,6 @@ def test_a_group_without_a_name_is_named_as_single_runs_are(monkeypatch: pytest.
     assert first != second
     assert first.parent == second.parent == Path("runs")
     assert time.strptime(first.name[:15], "%Y%m%d-%H%M%S")
-
-
-def test_flags_say_only_what_differs() -> None:
-    base = preset_config("tiny", "standard")
-    config = override(
-        base,
-        {
-            "seed": 2,
-            "agent.gamma": 0.1 + 0.2,
-            "world_model.channels": (1, 2, 3, 4),
-            "logging.tensorboard": False,
-            "resume": True,
-        },
-    )
-    expected = (
-        "--seed=2 --resume --world-model.channels 1 2 3 4 --agent.gamma=0.30000000000000004 --logging.no-tensorboard"
-    )
-    assert flags(config, base) == expected.split()
 
 
 def test_resume_goes_on_with_what_began_skips_what_is_finished_and_begins_the_rest(
