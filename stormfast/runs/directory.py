@@ -16,7 +16,7 @@ from pathlib import Path
 
 from stormfast.envs.games import canonical_name, find
 from stormfast.errors import UserError
-from stormfast.runs.manifest import DIRECTORY, MANIFEST
+from stormfast.runs.manifest import DIRECTORY, MANIFEST, read_manifest
 from stormfast.schema import to_json
 from stormfast.settings import TrainConfig, from_json
 
@@ -125,6 +125,8 @@ def _refuse_run(path: Path, game: str) -> None:
     else is there.
     """
     if has_checkpoint(path):
+        if not (path / DIRECTORY / MANIFEST).exists():
+            read_manifest(path / DIRECTORY)  # says what to do: --resume cannot go on with it
         raise UserError(f"{path} already holds a run. Add --resume to go on with it, or choose another --run-dir.")
     written = {CONFIG, PLAN, METRICS, TENSORBOARD, DIRECTORY}
     others = sorted(name for name in os.listdir(path) if name not in written and not name.startswith("."))

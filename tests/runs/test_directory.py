@@ -53,14 +53,20 @@ def files_in(path: Path) -> dict[str, bytes]:
     return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
 
 
-@pytest.mark.parametrize("saved", ["checkpoint.json", "state-400.safetensors"])  # without a manifest it is damaged
-def test_refuses_a_run_and_keeps_it(tmp_path: Path, saved: str) -> None:
+@pytest.mark.parametrize(
+    ("saved", "told"),
+    [
+        ("checkpoint.json", "already holds a run. Add --resume"),
+        ("state-400.safetensors", "if the run was killed in its first save, delete {}/checkpoint and start it anew"),
+    ],
+)
+def test_refuses_a_run_and_keeps_it(tmp_path: Path, saved: str, told: str) -> None:
     path = create(config_in(tmp_path / "run"))
     (path / "checkpoint").mkdir()
     (path / "checkpoint" / saved).write_text("{}")
     (path / "metrics.jsonl").write_text("")
     before = files_in(path)
-    assert "already holds a run. Add --resume" in message(create, config_in(path, steps=7))
+    assert told.format(path) in message(create, config_in(path, steps=7))
     assert files_in(path) == before
 
 
