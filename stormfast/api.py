@@ -12,6 +12,7 @@ True
 import inspect
 import json
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -130,7 +131,8 @@ def train(
     Args:
         game: as of `stormfast train --game`.
         steps: environment steps; by default as many as the preset has.
-        run_dir: a new directory; by default runs/GAME/DATE-TIME.
+        run_dir: a new directory, or that of a run of this game without a checkpoint, which is replaced (with a warning
+            where quiet); by default runs/GAME/DATE-TIME.
         settings: dotted names -> values, as the flags of `stormfast train`: {"agent.entropy": 1e-3}.
         callback: called with (step, metrics) whenever metrics are written; True stops the run, which is then saved.
             It is saved, too, before what the callback raises comes through.
@@ -186,7 +188,10 @@ def _check_path(name: str, value: Any) -> Path:
 def _train(wanted: TrainConfig, callback: Callable[[int, Metrics], object], quiet: bool) -> Run:
     _check_callback(callback)  # before anything is made
     decided = plan(wanted)
-    with opened(wanted, (lambda line: None) if quiet else log_line) as path:
+    unsaid: list[str] = []
+    with opened(wanted, unsaid.append if quiet else log_line) as path:
+        for line in unsaid:
+            warnings.warn(line, stacklevel=3)  # at the call of train
         train_run(wanted, path, decided, callback=callback, quiet=quiet)
     return load(path, device=wanted.device)
 

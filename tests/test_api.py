@@ -17,6 +17,8 @@ from stormfast.errors import UserError
 from stormfast.player import Player
 from stormfast.runs.directory import METRICS, load_config
 from stormfast.runs.trained import Trained
+from stormfast.schema import override
+from tests.model_fixtures import create
 
 
 class Trouble(RuntimeError):
@@ -236,6 +238,13 @@ def test_a_run_that_failed_before_its_first_checkpoint_can_be_begun_again(tmp_pa
     again = api.train("Breaking", steps=15, quiet=False, **options)
     assert "ended before its first checkpoint: starting anew there" in capfd.readouterr().err
     assert [line["step"] for line in again.metrics()] == [10, 15]
+
+
+def test_files_of_an_earlier_run_are_removed_with_a_warning(tmp_path):
+    create(override(api.config("tiny"), {"game": "Catch", "run_dir": str(tmp_path / "run")}))
+    with pytest.warns(UserWarning, match="ended before its first checkpoint: starting anew there") as caught:
+        api.train("Catch", run_dir=tmp_path / "run", preset="tiny", device="cpu", settings=SETTINGS, steps=5)
+    assert [warning.filename for warning in caught] == [__file__]
 
 
 def test_a_run_is_never_overwritten(run):
