@@ -211,10 +211,11 @@ def evaluate(
         episodes: full episodes; by default as many as the run's rules go with, 100 or 20.
         policy: "agent" or "random".
         num_envs: environments stepped together.
-    Raises: UserError for a checkpoint or a game that cannot be had; ValueError for another policy.
+    Raises: UserError for a checkpoint or a game that cannot be had, and for another policy.
     """
+    _check_run(run)
     if policy not in ("agent", "random"):
-        raise ValueError(f"policy must be 'agent' or 'random', got {policy!r}")
+        raise UserError(f"policy must be 'agent' or 'random', got {policy!r}")
     trained = run.trained if policy == "agent" else None
     return evaluate_run(run.config, trained, episodes=episodes, num_envs=num_envs, seed=seed).score
 
@@ -225,7 +226,13 @@ def dream(run: Run, horizon: int = 64, num: int = 1, *, seed: int = 0) -> Dream:
     Args: horizon: H, imagined steps. num: N, how many stretches of play.
     Returns: arrays [N, H, ...]: frames, rewards, ends, real and predicted. Raises: UserError.
     """
+    _check_run(run)
     return run.dream(horizon, num, seed=seed)
+
+
+def _check_run(run: Any) -> None:
+    if not isinstance(run, Run):
+        raise UserError(f"run must be what train, resume or load give, got {run!r:.80}; load(run_dir) gives one")
 
 
 def make_env(

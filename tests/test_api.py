@@ -280,7 +280,7 @@ def test_evaluate(run):
 
 
 def test_what_cannot_be_evaluated_is_refused(run):
-    with pytest.raises(ValueError, match="policy must be 'agent' or 'random', got 'human'"):
+    with pytest.raises(UserError, match="policy must be 'agent' or 'random', got 'human'"):
         run.evaluate(episodes=1, policy="human")
     for wrong in (0, -1):
         with pytest.raises(UserError, match=f"episodes must be a whole number of 1 or more, got {wrong}"):
@@ -393,6 +393,8 @@ def test_a_game_that_cannot_be_made_leaves_no_run(tmp_path, monkeypatch, trouble
         (lambda run: api.config(settings=[1]), r"settings must be a dict of dotted names and values, got \[1\]"),
         (lambda run: api.config(settings={1: 2}), "settings must be a dict of dotted names and values, got {1: 2}"),
         (lambda run: api.config(device=3), "device must be auto, cpu, cuda or cuda:N, got 3"),
+        (lambda run: api.evaluate("runs/1"), "run must be what train, resume or load give, got 'runs/1'; load"),
+        (lambda run: api.dream(str(run.path)), "run must be what train, resume or load give, got '.*'; load"),
         (lambda run: api.load(3), "run_dir must be a path, got 3"),
         (lambda run: api.resume(None), "run_dir must be a path, got None"),
         (lambda run: api.train("Catch", run_dir=3), "run_dir must be a path, got 3"),
