@@ -250,8 +250,9 @@ def _gymnasium_spec(name: str) -> Any:
     package, _, plain_id = env_id.rpartition(":")
     try:
         if package:
+            _make_importable(Path.cwd())
             importlib.import_module(package)
-    except ImportError as error:
+    except (ImportError, TypeError, ValueError) as error:  # the latter two of a name that no package can have: '.x'
         raise UserError(
             f"{name} needs the package {package}, which cannot be imported: {_one_line(error)}; install it, or correct "
             "its name"
