@@ -181,9 +181,12 @@ def test_a_name_is_registered_again_by_the_same_function_only(registry: None) ->
 
     def define() -> type:
         class Maze(Catch):
-            pass
+            @classmethod
+            def make(cls) -> "Maze":
+                return cls()
 
         Maze.__qualname__ = "Maze"  # as at the top level of a module, or in a notebook's cell
+        Maze.make.__func__.__qualname__ = "Maze.make"
         return Maze
 
     first = define()
@@ -192,6 +195,11 @@ def test_a_name_is_registered_again_by_the_same_function_only(registry: None) ->
     for make in (Catch, lambda: first()):
         with pytest.raises(UserError, match="'Maze' is registered with another function; choose another"):
             register_game("Maze", make)
+    register_game("Maze-3", first().reset)
+    with pytest.raises(UserError, match="'Maze-3' is registered with another function"):
+        register_game("Maze-3", first().reset)  # bound to another object
+    for make in (first.make, define().make):
+        register_game("Maze-4", make)
     register_game("Maze-2", lambda: first())
     with pytest.raises(UserError, match="'Maze-2' is registered with another function"):
         register_game("Maze-2", lambda: first())
