@@ -412,7 +412,8 @@ def validate(config: TrainConfig, *, is_new: bool = True) -> None:
     Args: is_new: False for the settings of a saved run, which may break rules that came later.
     """
     check_fields(config)
-    for holds, message in _rules(config) + (_rules_of_positions(config) if is_new else []):
+    later = _rules_of_positions(config) + _rules_of_drawing(config.world_model) if is_new else []
+    for holds, message in _rules(config) + later:
         if not holds:
             raise UserError(message)
     _validate_backend(config)
@@ -485,6 +486,19 @@ def _rules_of_positions(config: TrainConfig) -> list[tuple[bool, str]]:
             f"imagination.horizon - 2 ({last - 2}), or the agent acts at positions where nothing was trained; got "
             f"{context}",
         ),
+    ]
+
+
+def _rules_of_drawing(model: WorldModelConfig) -> list[tuple[bool, str]]:
+    """Settings of the decoder say nothing where there is none."""
+    default = WorldModelConfig()
+    return [
+        (
+            model.loss.reconstruction > 0 or getattr(model, name) == getattr(default, name),
+            f"world_model.{name} needs world_model.loss.reconstruction > 0, or there is no decoder, got "
+            f"{getattr(model, name)}",
+        )
+        for name in ("focus", "decoder_init", "decode_every")
     ]
 
 

@@ -118,6 +118,13 @@ def test_storm_has_the_sizes_of_the_paper() -> None:
             {"world_model.decode_every": 65},
             "world_model.decode_every must be <= world_model.batch_length (64), got 65",
         ),
+        *(
+            (
+                {f"world_model.{name}": value, "world_model.loss.reconstruction": 0.0},
+                f"world_model.{name} needs world_model.loss.reconstruction > 0, or there is no decoder, got {value}",
+            )
+            for name, value in (("focus", 9.0), ("decoder_init", "zero"), ("decode_every", 2))
+        ),
         (
             {"imagination.contexts_per_window": 3},
             "imagination.batch_size must be a multiple of imagination.contexts_per_window (3), got 1024",
@@ -143,6 +150,13 @@ def test_storm_has_the_sizes_of_the_paper() -> None:
 )
 def test_bad_settings_are_told_in_one_line(settings: dict[str, object], expected: str) -> None:
     assert refused(settings).startswith(expected)
+
+
+def test_a_saved_run_may_break_rules_that_came_later() -> None:
+    saved = schema.override(
+        c.TrainConfig(), {"world_model.focus": 9.0, "world_model.loss.reconstruction": 0.0, "acting.context": 23}
+    )
+    assert c.from_json(schema.to_json(saved)) == saved
 
 
 @pytest.mark.parametrize("backend", ["auto", "ale"])
