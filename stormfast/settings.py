@@ -120,7 +120,7 @@ class WorldModelConfig:
         ReadOut, Doc("the reward is read as the symexp of the mean bin, or as the mean of what the bins stand for")
     ] = "symlog"  # fmt: skip
     centre_frames: Annotated[
-        bool, Doc("the networks see and draw the difference to the mean frame of the random steps")
+        bool, Doc("the networks see and draw the difference to the mean frame of replay when learning starts")
     ] = False  # fmt: skip
     decoder_init: Annotated[HeadInit, Doc("first weights of the decoder's output layer")] = "default"
     decode_every: Annotated[
