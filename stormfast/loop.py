@@ -57,10 +57,11 @@ def train(
                 raise  # as it is, with its cause: a user's game may have raised it
             raise explanation from None
         except SystemExit as stop:  # status 0 would say that the run is done
-            then = "--resume goes on from its last checkpoint" if has_checkpoint(run_dir) else "nothing was saved yet"
+            saved = has_checkpoint(run_dir)
+            then = ", and go on from the last checkpoint with --resume" if saved else "; nothing was saved yet"
             raise UserError(
                 f"{config.game} must not end the process, but called sys.exit({stop.code!r}); let it raise an error "
-                f"instead. Of the run, {then}."
+                f"instead{then}"
             ) from None
     run.stopped_by = signals.first
     return run

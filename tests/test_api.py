@@ -240,6 +240,30 @@ def test_a_run_that_failed_before_its_first_checkpoint_can_be_begun_again(tmp_pa
     assert [line["step"] for line in again.metrics()] == [10, 15]
 
 
+class Exiting(Breaking):
+    """Ends the process where Breaking fails."""
+
+    def step(self, action):
+        try:
+            return super().step(action)
+        except Trouble:
+            sys.exit(3)
+
+
+@pytest.mark.parametrize(
+    ("save_every", "then"),
+    [(10, ", and go on from the last checkpoint with --resume"), (1_000, "; nothing was saved yet")],
+)
+def test_a_game_that_ends_the_process_is_told_with_what_is_left(tmp_path, monkeypatch, save_every, then):
+    monkeypatch.setattr("stormfast.envs.games._registered", {})
+    api.register_game("Exiting", Exiting)
+    settings = SETTINGS | {"logging.save_every": save_every}
+    with pytest.raises(UserError) as error:
+        api.train("Exiting", run_dir=tmp_path / "run", preset="tiny", device="cpu", steps=46, settings=settings)
+    cause = "Exiting must not end the process, but called sys.exit(3); let it raise an error instead"
+    assert str(error.value) == cause + then
+
+
 def test_files_of_an_earlier_run_are_removed_with_a_warning(tmp_path):
     create(override(api.config("tiny"), {"game": "Catch", "run_dir": str(tmp_path / "run")}))
     with pytest.warns(UserWarning, match="ended before its first checkpoint: starting anew there") as caught:
