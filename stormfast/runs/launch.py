@@ -37,7 +37,15 @@ from stormfast.errors import UserError
 from stormfast.memory.estimate import num_fitting
 from stormfast.plan import Plan, plan
 from stormfast.runs.command import begin, flags
-from stormfast.runs.directory import CONFIG, RUNS, check_free, has_checkpoint, load_config, make_default
+from stormfast.runs.directory import (
+    CONFIG,
+    RUNS,
+    check_free,
+    has_checkpoint,
+    load_config,
+    make_default,
+    told_as_run_dir,
+)
 from stormfast.runs.manifest import DIRECTORY, read_manifest
 from stormfast.runs.processes import Planned, Process, watch
 from stormfast.runs.progress import log_line
@@ -57,17 +65,15 @@ def train_several(launch: LaunchConfig, args: Sequence[str], read_config: ReadCo
     Returns: 0 when every run got its steps, 1 when one failed, 128 + the signal that stopped them.
     Raises: UserError, before any run starts, for what is wrong with the settings or in the way of a directory.
     """
-    try:
+    games = [replace(launch.one_run(), game=game) for game in launch.games]
+    decided = None if launch.resume else plan_of(games)  # first: what it refuses leaves no directory
+    with told_as_run_dir(launch.run_dir or RUNS):
         planned_runs = resumed_runs(launch, args, read_config) if launch.resume else new_runs(launch)
-        todo = [planned for planned in planned_runs if planned.start_step < planned.config.steps]
-        decided = plan_of([planned.config for planned in todo or planned_runs])
-        group = planned_runs[0].run_dir.parent
+    todo = [planned for planned in planned_runs if planned.start_step < planned.config.steps]
+    decided = decided or plan_of([planned.config for planned in todo or planned_runs])
+    group = planned_runs[0].run_dir.parent
+    with told_as_run_dir(group):
         group.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        where = launch.run_dir or RUNS
-        raise UserError(
-            f"--run-dir must be a directory that can be written, but {where}: {error.strerror or error}; choose another"
-        ) from None
     parallel = as_many_as_fit(num_at_once(launch, len(todo), decided), todo, decided)
     environment, threads = process_environment(parallel)
     done = f", {len(planned_runs) - len(todo)} of them finished already" if len(todo) < len(planned_runs) else ""
@@ -120,7 +126,6 @@ def pairs(launch: LaunchConfig) -> list[tuple[str, int]]:
 def new_runs(launch: LaunchConfig) -> list[Planned]:
     """The runs of a launch, none of which may exist yet. Raises: UserError; OSError as the file system gives it."""
     settings, wanted = launch.one_run(), pairs(launch)
-    plan_of([replace(settings, game=game) for game in launch.games])  # what it refuses leaves no directory
     group = Path(launch.run_dir) if launch.run_dir else make_default(RUNS)
     if group.exists() and not group.is_dir():
         raise UserError(f"--run-dir must be a directory, but {group} is a file; choose another")

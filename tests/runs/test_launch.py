@@ -18,6 +18,7 @@ from stormfast import cli
 from stormfast.commands.train import read_config
 from stormfast.loop import train
 from stormfast.memory.estimate import estimate
+from stormfast.plan import Plan
 from stormfast.runs import launch as seeds
 from stormfast.runs.checkpoint import load_checkpoint
 from stormfast.runs.directory import load_config
@@ -28,6 +29,7 @@ from stormfast.runs.launch import (
     pairs,
     process_environment,
     resumed_runs,
+    train_several,
 )
 from stormfast.runs.manifest import File, Manifest, ReplayFiles
 from stormfast.runs.processes import Planned
@@ -116,6 +118,27 @@ def test_bad_input_is_one_line_before_any_run_starts(
     assert line.startswith(f"stormfast: error: {expected}")
     assert line.count("\n") == 1
     assert sorted(no_process.rglob("*")) == before
+
+
+def test_a_new_group_is_planned_once_and_what_fails_there_is_no_matter_of_its_directory(
+    no_process: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def fail_at_pong(config: TrainConfig) -> Plan:
+        asked.append(config.game)
+        if config.game == "Pong":
+            raise OSError("no such library")
+        return plan_on("cpu")
+
+    monkeypatch.setattr(seeds, "plan", fail_at_pong)
+    monkeypatch.setattr(seeds, "watch", lambda *_: ([], 0))
+    launch = LaunchConfig(game="Catch", preset="tiny", seeds=2, run_dir="new")
+    assert train_several(launch, [], read_config) == 1  # as the stand-in starts none
+    assert asked == ["Catch"]
+    with pytest.raises(OSError, match="no such library"):
+        train_several(replace(launch, game="Catch,Pong", run_dir="other"), [], read_config)
+    assert not Path("other").exists()
 
 
 def test_one_run_is_no_process_of_its_own(no_process: Path) -> None:
