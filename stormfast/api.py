@@ -27,8 +27,9 @@ from stormfast.errors import UserError
 from stormfast.loop import train as train_run
 from stormfast.plan import choose_preset, plan
 from stormfast.player import Player
-from stormfast.runs.directory import METRICS, load_config, opened
+from stormfast.runs.directory import METRICS, load_config
 from stormfast.runs.evaluation import evaluate as evaluate_run
+from stormfast.runs.opened import opened
 from stormfast.runs.progress import log_line
 from stormfast.runs.trained import Trained
 from stormfast.runs.trained import load as load_trained

@@ -36,7 +36,7 @@ def train(
     """Trains until config.steps, or until a signal or the callback stops it, and saves as it goes.
 
     Args:
-        run_dir: a directory from runs.directory.opened, which holds it meanwhile. Gets plan.json.
+        run_dir: a directory from runs.opened.opened, which holds it meanwhile. Gets plan.json.
         decided: the plan, where it has been made.
         quiet: print nothing.
     Returns: the run, closed; `stopped_by` is the signal that stopped it, or 0.

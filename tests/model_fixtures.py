@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from stormfast.learner import Learner
 from stormfast.plan import CompileMode, Plan
 from stormfast.records import Batch
-from stormfast.runs.directory import opened
+from stormfast.runs.opened import opened
 from stormfast.schema import override
 from stormfast.settings import TrainConfig, preset_config
 

@@ -47,7 +47,7 @@ def main(args: list[str]) -> int:
     config = launch.one_run()
     from stormfast.loop import train
     from stormfast.plan import plan
-    from stormfast.runs.directory import opened
+    from stormfast.runs.opened import opened
     from stormfast.runs.progress import log_line
 
     decided = plan(config)

@@ -37,16 +37,9 @@ from stormfast.errors import UserError
 from stormfast.memory.estimate import num_fitting
 from stormfast.plan import Plan, plan
 from stormfast.runs.command import begin, flags
-from stormfast.runs.directory import (
-    CONFIG,
-    RUNS,
-    check_free,
-    has_checkpoint,
-    load_config,
-    make_default,
-    told_as_run_dir,
-)
+from stormfast.runs.directory import CONFIG, RUNS, has_checkpoint, load_config
 from stormfast.runs.manifest import DIRECTORY, read_manifest
+from stormfast.runs.opened import check_free, make_default, told_as_run_dir
 from stormfast.runs.processes import Planned, Process, watch
 from stormfast.runs.progress import log_line
 from stormfast.schema import check_name
