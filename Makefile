@@ -16,31 +16,31 @@ PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # Types are checked beside the tests, which keep a core waiting at times; both must hold.
 checked = @$(BIN)/mypy & types=$$!; $(BIN)/python -m pytest $(PARALLEL) $(1) $(ARGS); tests=$$?; wait $$types && exit $$tests
 
-.PHONY: help train test test-all test-slow lint format counts results bench bench-compare clean
+.PHONY: help train test test-all test-slow lint style counts results bench bench-compare clean
 .DEFAULT_GOAL := help
 
 help:
 	@sed -n '1,2s/^# //p' Makefile
-	@echo "make test [WORKERS=2] | lint | test-all (with the tests of what measures) | test-slow | clean"
+	@echo "make test [WORKERS=2] | style | lint (style and types) | test-all (with the tests of what measures) | test-slow | clean"
 	@echo "make counts | results | bench [ARGS=\"--device cuda\"] | bench-compare [REF=main] [ARGS=...]"
 
 train: $(INSTALLED)
 	@$(BIN)/stormfast train --game "$(GAME)" $(ARGS)
 
 # The product, and the exact counts of launches and host reads that every change must keep or name.
-test: format
+test: style
 	$(call checked,-m "(not instruments or counts) and not slow and not gpu")
 
-test-all: format
+test-all: style
 	$(call checked)
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)
 
-lint: format
+lint: style
 	$(BIN)/mypy
 
-format: $(INSTALLED)
+style: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 

@@ -12,6 +12,7 @@ True
 import inspect
 import json
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,8 +27,9 @@ from stormfast.errors import UserError
 from stormfast.loop import train as train_run
 from stormfast.plan import choose_preset, plan
 from stormfast.player import Player
-from stormfast.runs.directory import METRICS, create, discard_unused, load_config
+from stormfast.runs.directory import METRICS, load_config
 from stormfast.runs.evaluation import evaluate as evaluate_run
+from stormfast.runs.opened import opened
 from stormfast.runs.progress import log_line
 from stormfast.runs.trained import Trained
 from stormfast.runs.trained import load as load_trained
@@ -130,7 +132,8 @@ def train(
     Args:
         game: as of `stormfast train --game`.
         steps: environment steps; by default as many as the preset has.
-        run_dir: a new directory; by default runs/GAME/DATE-TIME.
+        run_dir: a new directory, or that of a run of this game without a checkpoint, which is replaced (with a warning
+            where quiet); by default runs/GAME/DATE-TIME.
         settings: dotted names -> values, as the flags of `stormfast train`: {"agent.entropy": 1e-3}.
         callback: called with (step, metrics) whenever metrics are written; True stops the run, which is then saved.
             It is saved, too, before what the callback raises comes through.
@@ -186,14 +189,11 @@ def _check_path(name: str, value: Any) -> Path:
 def _train(wanted: TrainConfig, callback: Callable[[int, Metrics], object], quiet: bool) -> Run:
     _check_callback(callback)  # before anything is made
     decided = plan(wanted)
-    path = create(wanted, (lambda line: None) if quiet else log_line)
-    try:
-        decided.save(path)
+    unsaid: list[str] = []
+    with opened(wanted, unsaid.append if quiet else log_line) as path:
+        for line in unsaid:
+            warnings.warn(line, stacklevel=3)  # at the call of train
         train_run(wanted, path, decided, callback=callback, quiet=quiet)
-    except BaseException:
-        if not wanted.resume:
-            discard_unused(path)  # so that the same call can be made again once what is wrong is put right
-        raise
     return load(path, device=wanted.device)
 
 
@@ -212,10 +212,11 @@ def evaluate(
         episodes: full episodes; by default as many as the run's rules go with, 100 or 20.
         policy: "agent" or "random".
         num_envs: environments stepped together.
-    Raises: UserError for a checkpoint or a game that cannot be had; ValueError for another policy.
+    Raises: UserError for a checkpoint or a game that cannot be had, and for another policy.
     """
+    _check_run(run)
     if policy not in ("agent", "random"):
-        raise ValueError(f"policy must be 'agent' or 'random', got {policy!r}")
+        raise UserError(f"policy must be 'agent' or 'random', got {policy!r}")
     trained = run.trained if policy == "agent" else None
     return evaluate_run(run.config, trained, episodes=episodes, num_envs=num_envs, seed=seed).score
 
@@ -226,7 +227,13 @@ def dream(run: Run, horizon: int = 64, num: int = 1, *, seed: int = 0) -> Dream:
     Args: horizon: H, imagined steps. num: N, how many stretches of play.
     Returns: arrays [N, H, ...]: frames, rewards, ends, real and predicted. Raises: UserError.
     """
+    _check_run(run)
     return run.dream(horizon, num, seed=seed)
+
+
+def _check_run(run: Any) -> None:
+    if not isinstance(run, Run):
+        raise UserError(f"run must be what train, resume or load give, got {run!r:.80}; load(run_dir) gives one")
 
 
 def make_env(

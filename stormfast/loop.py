@@ -18,7 +18,7 @@ from stormfast.diagnosis import in_training
 from stormfast.envs.games import find
 from stormfast.errors import UserError
 from stormfast.plan import Plan, plan
-from stormfast.runs.directory import has_checkpoint, held
+from stormfast.runs.directory import has_checkpoint
 from stormfast.runs.progress import Progress, log_line
 from stormfast.runs.run import Run, build
 from stormfast.runs.signals import SignalWatch
@@ -42,7 +42,7 @@ def train(
     """Trains until config.steps, or until a signal or the callback stops it, and saves as it goes.
 
     Args:
-        run_dir: a directory made by runs.directory.create.
+        run_dir: a directory from runs.opened.opened, which holds it meanwhile. Gets plan.json.
         decided: the plan, where it has been made.
         quiet: print nothing.
     Returns: the run, closed; `stopped_by` is the signal that stopped it, or 0.
@@ -50,11 +50,12 @@ def train(
     """
     annotate.from_environment()  # a bad value is refused before a run is made
     decided = decided or plan(config)
+    decided.save(run_dir)
     if not quiet:
         log_line(f"plan: {decided}")
     with SignalWatch(stop_after_this_step) as signals:
         try:
-            with held(run_dir), build(config, run_dir, decided) as run:
+            with build(config, run_dir, decided) as run:
                 learn(run, signals, callback, quiet)
         except (MemoryError, RuntimeError) as error:
             explanation = explained(error, config)
@@ -62,10 +63,11 @@ def train(
                 raise  # as it is, with its cause: a user's game may have raised it
             raise explanation from None
         except SystemExit as stop:  # status 0 would say that the run is done
-            then = "--resume goes on from its last checkpoint" if has_checkpoint(run_dir) else "nothing was saved yet"
+            saved = has_checkpoint(run_dir)
+            then = ", and go on from the last checkpoint with --resume" if saved else "; nothing was saved yet"
             raise UserError(
                 f"{config.game} must not end the process, but called sys.exit({stop.code!r}); let it raise an error "
-                f"instead. Of the run, {then}."
+                f"instead{then}"
             ) from None
     run.stopped_by = signals.first
     return run

@@ -120,7 +120,7 @@ class WorldModelConfig:
         ReadOut, Doc("the reward is read as the symexp of the mean bin, or as the mean of what the bins stand for")
     ] = "symlog"  # fmt: skip
     centre_frames: Annotated[
-        bool, Doc("the networks see and draw the difference to the mean frame of the random steps")
+        bool, Doc("the networks see and draw the difference to the mean frame of replay when learning starts")
     ] = True  # fmt: skip
     decoder_init: Annotated[HeadInit, Doc("first weights of the decoder's output layer")] = "zero"
     decode_every: Annotated[
@@ -428,7 +428,8 @@ def validate(config: TrainConfig, *, is_new: bool = True) -> None:
     Args: is_new: False for the settings of a saved run, which may break rules that came later.
     """
     check_fields(config)
-    for holds, message in _rules(config) + (_rules_of_positions(config) if is_new else []):
+    later = _rules_of_positions(config) if is_new else []
+    for holds, message in _rules(config) + later:
         if not holds:
             raise UserError(message)
     _validate_backend(config)

@@ -4,7 +4,8 @@ B batch   T time   S categoricals   K classes   D width
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from stormfast.learner import Learner
 from stormfast.plan import CompileMode, Plan
 from stormfast.records import Batch
+from stormfast.runs.opened import opened
 from stormfast.schema import override
 from stormfast.settings import TrainConfig, preset_config
 
@@ -45,6 +47,12 @@ def tiny_config(protocol: str = "standard", values: dict[str, Any] | None = None
 def plan_on(device: str, compile: CompileMode = "off", precision: torch.dtype = torch.float32) -> Plan:
     """A plan that asks no device."""
     return Plan("tiny", torch.device(device), precision, compile, "reference", "ale", {})
+
+
+def create(config: TrainConfig, say: Callable[[str], None] = lambda line: None) -> Path:
+    """The directory of a run that has begun, and that nobody trains."""
+    with opened(config, say) as path:
+        return path
 
 
 def tiny_learner(

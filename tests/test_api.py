@@ -17,6 +17,8 @@ from stormfast.errors import UserError
 from stormfast.player import Player
 from stormfast.runs.directory import METRICS, load_config
 from stormfast.runs.trained import Trained
+from stormfast.schema import override
+from tests.model_fixtures import create
 
 
 class Trouble(RuntimeError):
@@ -29,6 +31,7 @@ SETTINGS = {
     "imagination.batch_size": 4,
     "imagination.horizon": 3,
     "agent.width": 8,
+    "acting.context": 5,
     "acting.random_steps": 40,
     "logging.every": 10,
     "logging.tensorboard": False,
@@ -156,6 +159,22 @@ def test_a_run_goes_on_where_it_was(tmp_path):
         api.resume(tmp_path / "part", steps=0, device="cpu")
 
 
+def test_a_resume_that_is_refused_leaves_the_running_run_as_it_is(tmp_path):
+    path, refused = tmp_path / "run", []
+
+    def files():  # a file that is written anew has another inode
+        return [(path / name).stat().st_ino for name in ("config.json", "plan.json")]
+
+    def resume(step, metrics):
+        before = files()
+        with pytest.raises(UserError, match="another process trains there"):
+            api.resume(path, steps=99)
+        refused.append(files() == before)
+
+    assert train(path, steps=15, callback=resume).config.steps == 15
+    assert refused == [True, True]
+
+
 def test_training_works_in_another_thread(tmp_path):
     """There, signals cannot be handled; nor are the handlers of the program touched."""
     before, results = signal.getsignal(signal.SIGINT), []
@@ -213,12 +232,43 @@ def test_a_run_that_failed_before_its_first_checkpoint_can_be_begun_again(tmp_pa
     with pytest.raises(Trouble):
         api.train("Breaking", steps=46, **options)
     assert api.load(tmp_path / "run").metrics()[-1]["step"] == 10
-    with pytest.raises(UserError, match=r"No checkpoint in .* without --resume starts it anew"):
+    with pytest.raises(UserError, match=r"No checkpoint in .* start it anew with `stormfast train .*--game=Breaking"):
         api.resume(tmp_path / "run")
     assert capfd.readouterr().err == ""
     again = api.train("Breaking", steps=15, quiet=False, **options)
     assert "ended before its first checkpoint: starting anew there" in capfd.readouterr().err
     assert [line["step"] for line in again.metrics()] == [10, 15]
+
+
+class Exiting(Breaking):
+    """Ends the process where Breaking fails."""
+
+    def step(self, action):
+        try:
+            return super().step(action)
+        except Trouble:
+            sys.exit(3)
+
+
+@pytest.mark.parametrize(
+    ("save_every", "then"),
+    [(10, ", and go on from the last checkpoint with --resume"), (1_000, "; nothing was saved yet")],
+)
+def test_a_game_that_ends_the_process_is_told_with_what_is_left(tmp_path, monkeypatch, save_every, then):
+    monkeypatch.setattr("stormfast.envs.games._registered", {})
+    api.register_game("Exiting", Exiting)
+    settings = SETTINGS | {"logging.save_every": save_every}
+    with pytest.raises(UserError) as error:
+        api.train("Exiting", run_dir=tmp_path / "run", preset="tiny", device="cpu", steps=46, settings=settings)
+    cause = "Exiting must not end the process, but called sys.exit(3); let it raise an error instead"
+    assert str(error.value) == cause + then
+
+
+def test_files_of_an_earlier_run_are_removed_with_a_warning(tmp_path):
+    create(override(api.config("tiny"), {"game": "Catch", "run_dir": str(tmp_path / "run")}))
+    with pytest.warns(UserWarning, match="ended before its first checkpoint: starting anew there") as caught:
+        api.train("Catch", run_dir=tmp_path / "run", preset="tiny", device="cpu", settings=SETTINGS, steps=5)
+    assert [warning.filename for warning in caught] == [__file__]
 
 
 def test_a_run_is_never_overwritten(run):
@@ -254,7 +304,7 @@ def test_evaluate(run):
 
 
 def test_what_cannot_be_evaluated_is_refused(run):
-    with pytest.raises(ValueError, match="policy must be 'agent' or 'random', got 'human'"):
+    with pytest.raises(UserError, match="policy must be 'agent' or 'random', got 'human'"):
         run.evaluate(episodes=1, policy="human")
     for wrong in (0, -1):
         with pytest.raises(UserError, match=f"episodes must be a whole number of 1 or more, got {wrong}"):
@@ -351,7 +401,9 @@ def test_a_game_that_cannot_be_made_leaves_no_run(tmp_path, monkeypatch, trouble
         (lambda run: api.config("tiny", ["reference"]), r"protocol must be one of .*got \['reference'\]"),
         (lambda run: run.evaluate("2"), "episodes must be a whole number of 1 or more, got '2'"),
         (lambda run: run.evaluate(2.5), "episodes must be a whole number of 1 or more, got 2.5"),
-        (lambda run: run.evaluate(2, seed=-1), "seed must be a whole number of 0 or more, got -1"),
+        (lambda run: run.evaluate(2, seed=-1), "seed must be a whole number from 0 to 9223372036854775807, got -1"),
+        (lambda run: run.dream(4, seed=2**63), "seed must be a whole number from 0 to 9223372036854775807, got 92233"),
+        (lambda run: run.dream_env(seed=2**64), "seed must be a whole number from 0 to 9223372036854775807, got 1844"),
         (lambda run: run.dream(4, seed=-1), "seed must be a whole number"),
         (lambda run: run.dream(4.5), "horizon must be a whole number from 1 to 100000, got 4.5"),
         (lambda run: run.dream(4, "2"), "num must be a whole number from 1 to 25000, got '2'"),
@@ -367,6 +419,8 @@ def test_a_game_that_cannot_be_made_leaves_no_run(tmp_path, monkeypatch, trouble
         (lambda run: api.config(settings=[1]), r"settings must be a dict of dotted names and values, got \[1\]"),
         (lambda run: api.config(settings={1: 2}), "settings must be a dict of dotted names and values, got {1: 2}"),
         (lambda run: api.config(device=3), "device must be auto, cpu, cuda or cuda:N, got 3"),
+        (lambda run: api.evaluate("runs/1"), "run must be what train, resume or load give, got 'runs/1'; load"),
+        (lambda run: api.dream(str(run.path)), "run must be what train, resume or load give, got '.*'; load"),
         (lambda run: api.load(3), "run_dir must be a path, got 3"),
         (lambda run: api.resume(None), "run_dir must be a path, got None"),
         (lambda run: api.train("Catch", run_dir=3), "run_dir must be a path, got 3"),

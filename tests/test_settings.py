@@ -149,6 +149,11 @@ def test_bad_settings_are_told_in_one_line(settings: dict[str, object], expected
     assert refused(settings).startswith(expected)
 
 
+def test_a_saved_run_may_break_rules_that_came_later() -> None:
+    saved = schema.override(c.TrainConfig(), {"acting.context": 23})
+    assert c.from_json(schema.to_json(saved)) == saved
+
+
 @pytest.mark.parametrize("backend", ["auto", "ale"])
 def test_no_noops_need_no_envpool(backend: str) -> None:
     c.validate(schema.override(c.TrainConfig(), {"atari.noop_max": 0, "env_backend": backend, "num_envs": 4}))

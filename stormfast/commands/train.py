@@ -47,18 +47,12 @@ def main(args: list[str]) -> int:
     config = launch.one_run()
     from stormfast.loop import train
     from stormfast.plan import plan
-    from stormfast.runs.directory import create, discard_unused
+    from stormfast.runs.opened import opened
     from stormfast.runs.progress import log_line
 
     decided = plan(config)
-    run_dir = create(config, log_line)
-    try:
-        decided.save(run_dir)
+    with opened(config, log_line) as run_dir:
         run = train(config, run_dir, decided)
-    except BaseException:
-        if not config.resume:
-            discard_unused(run_dir)  # so that the same command can be given again once what is wrong is put right
-        raise
     if not run.stopped_by:
         log_line(f"finished at step {run.step}, saved in {run_dir}; score it with `stormfast evaluate {run_dir}`")
         return 0

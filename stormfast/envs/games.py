@@ -51,7 +51,7 @@ BUILT_IN = ("Catch",)  # small enough to learn in minutes on two cores
 _NO_SINGLE_PLAYER = {"combat", "joust", "maze_craze", "warlords"}
 _GYM = "gym:"
 
-_registered: dict[str, Game] = {}
+_registered: dict[str, _RegisteredGame] = {}
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def register_game(
         _check_scores(name, scores)
     _check_callable(name, make)
     known = _registered.get(name)
-    if isinstance(known, _RegisteredGame) and not _is_same(known.maker, make):
+    if known and not _is_same(known.maker, make):
         raise UserError(f"a game's name must be new, but '{name}' is registered with another function; choose another")
     made = functools.partial(_make_registered, name, make)
     _registered[name] = _RegisteredGame(name, name, "gymnasium", made, scores, make)
@@ -163,8 +163,11 @@ def _check_scores(name: str, scores: Any) -> None:
 
 def _is_same(maker: Any, other: Any) -> bool:
     """Whether two makers are one, or a definition and its repetition, as when a notebook's cell runs again."""
+    if maker == other:
+        return True
     names = [(getattr(each, "__module__", None), getattr(each, "__qualname__", "<>")) for each in (maker, other)]
-    return bool(maker == other) or (names[0] == names[1] and "<" not in names[0][1])
+    owners = [getattr(each, "__self__", None) for each in (maker, other)]  # of bound methods: an object or a class
+    return names[0] == names[1] and "<" not in names[0][1] and _is_same(*owners)
 
 
 def human_normalised(game: str, score: float) -> float:
@@ -250,8 +253,9 @@ def _gymnasium_spec(name: str) -> Any:
     package, _, plain_id = env_id.rpartition(":")
     try:
         if package:
+            _make_importable(Path.cwd())
             importlib.import_module(package)
-    except ImportError as error:
+    except (ImportError, TypeError, ValueError) as error:  # the latter two of a name that no package can have: '.x'
         raise UserError(
             f"{name} needs the package {package}, which cannot be imported: {_one_line(error)}; install it, or correct "
             "its name"

@@ -13,6 +13,7 @@ is written afresh.
 import contextlib
 import itertools
 import os
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,8 @@ from torch import Tensor
 
 from stormfast.errors import UserError
 from stormfast.replay import Replay
-from stormfast.runs.directory import sync_directory, write_whole
+from stormfast.runs.command import begin
+from stormfast.runs.directory import has_checkpoint, load_config, sync_directory, write_whole
 from stormfast.runs.manifest import (
     ADVICE,
     DIRECTORY,
@@ -88,6 +90,11 @@ def load_checkpoint(run_dir: Path, device: torch.device | str, *, replay: bool =
     Raises: UserError, naming the file, where anything is missing, damaged, or of another format.
     """
     directory = Path(run_dir) / DIRECTORY
+    if not has_checkpoint(Path(run_dir)):
+        raise UserError(
+            f"No checkpoint in {run_dir}: expected {directory / MANIFEST}, saved every logging.save_every steps and at "
+            f"the end; a run that ended before its first cannot go on: {_how_to_start_anew(Path(run_dir))}"
+        )
     while True:
         manifest = read_manifest(directory)
         try:
@@ -100,6 +107,13 @@ def load_checkpoint(run_dir: Path, device: torch.device | str, *, replay: bool =
                 continue
             raise
         return Checkpoint(manifest.step, tensors, manifest.meta, directory, manifest.replay)
+
+
+def _how_to_start_anew(run_dir: Path) -> str:
+    try:
+        return f"start it anew with `stormfast train {shlex.join(begin(load_config(run_dir)))}`"
+    except UserError:  # no settings that this version knows
+        return "start it anew with the command that started it, with its --run-dir"
 
 
 def save_checkpoint(run_dir: Path, step: int, tensors: dict[str, Tensor], meta: dict[str, Any], replay: Replay) -> None:

@@ -36,12 +36,14 @@ from stormfast.envs.games import find
 from stormfast.errors import UserError
 from stormfast.memory.estimate import num_fitting
 from stormfast.plan import Plan, plan
-from stormfast.runs.directory import CONFIG, RUNS, check_free, has_checkpoint, load_config, make_default
+from stormfast.runs.command import begin, flags
+from stormfast.runs.directory import CONFIG, RUNS, has_checkpoint, load_config
 from stormfast.runs.manifest import DIRECTORY, read_manifest
+from stormfast.runs.opened import check_free, make_default, told_as_run_dir
 from stormfast.runs.processes import Planned, Process, watch
 from stormfast.runs.progress import log_line
-from stormfast.schema import check_name, flatten
-from stormfast.settings import SEED, LaunchConfig, TrainConfig, preset_config
+from stormfast.schema import check_name
+from stormfast.settings import SEED, LaunchConfig, TrainConfig
 
 MOST_ACTIONS = 18  # of an Atari game; what a game of more adds is small beside the rest
 ReadConfig = Callable[[list[str]], LaunchConfig]  # the arguments of `stormfast train` -> what they ask for
@@ -56,17 +58,15 @@ def train_several(launch: LaunchConfig, args: Sequence[str], read_config: ReadCo
     Returns: 0 when every run got its steps, 1 when one failed, 128 + the signal that stopped them.
     Raises: UserError, before any run starts, for what is wrong with the settings or in the way of a directory.
     """
-    try:
+    games = [replace(launch.one_run(), game=game) for game in launch.games]
+    decided = None if launch.resume else plan_of(games)  # first: what it refuses leaves no directory
+    with told_as_run_dir(launch.run_dir or RUNS):
         planned_runs = resumed_runs(launch, args, read_config) if launch.resume else new_runs(launch)
-        todo = [planned for planned in planned_runs if planned.start_step < planned.config.steps]
-        decided = plan_of([planned.config for planned in todo or planned_runs])
-        group = planned_runs[0].run_dir.parent
+    todo = [planned for planned in planned_runs if planned.start_step < planned.config.steps]
+    decided = decided or plan_of([planned.config for planned in todo or planned_runs])
+    group = planned_runs[0].run_dir.parent
+    with told_as_run_dir(group):
         group.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        where = launch.run_dir or RUNS
-        raise UserError(
-            f"--run-dir must be a directory that can be written, but {where}: {error.strerror or error}; choose another"
-        ) from None
     parallel = as_many_as_fit(num_at_once(launch, len(todo), decided), todo, decided)
     environment, threads = process_environment(parallel)
     done = f", {len(planned_runs) - len(todo)} of them finished already" if len(todo) < len(planned_runs) else ""
@@ -119,7 +119,6 @@ def pairs(launch: LaunchConfig) -> list[tuple[str, int]]:
 def new_runs(launch: LaunchConfig) -> list[Planned]:
     """The runs of a launch, none of which may exist yet. Raises: UserError; OSError as the file system gives it."""
     settings, wanted = launch.one_run(), pairs(launch)
-    plan_of([replace(settings, game=game) for game in launch.games])  # what it refuses leaves no directory
     group = Path(launch.run_dir) if launch.run_dir else make_default(RUNS)
     if group.exists() and not group.is_dir():
         raise UserError(f"--run-dir must be a directory, but {group} is a file; choose another")
@@ -132,7 +131,7 @@ def new_runs(launch: LaunchConfig) -> list[Planned]:
                 f"{planned.run_dir} is there already. Add --resume to go on with the runs in {group}, or choose "
                 "another --run-dir."
             )
-        check_free(planned.run_dir)
+        check_free(planned.run_dir, planned.config.game)
     return planned_runs
 
 
@@ -145,8 +144,7 @@ def plan_of(configs: Sequence[TrainConfig]) -> Plan:
 def new_run(settings: TrainConfig, group: Path, game: str, seed: int) -> Planned:
     """A run that begins, with these settings but for its game, seed and directory."""
     config = replace(settings, game=game, seed=seed, run_dir=str(group / f"{find(game).slug}-seed{seed}"), resume=False)
-    kind = ("--preset", config.preset, "--protocol", config.protocol)
-    return Planned(config, (*kind, *flags(config, preset_config(config.preset, config.protocol))))
+    return Planned(config, tuple(begin(config)))
 
 
 def resumed_runs(launch: LaunchConfig, args: Sequence[str], read_config: ReadConfig) -> list[Planned]:
@@ -185,22 +183,6 @@ def resumed_runs(launch: LaunchConfig, args: Sequence[str], read_config: ReadCon
         )
     settings = next(iter(planned_runs.values())).config
     return [planned_runs.get(pair) or new_run(settings, group, *pair) for pair in pairs(launch)]
-
-
-def flags(config: TrainConfig, base: TrainConfig) -> list[str]:
-    """The arguments of `stormfast train` that make config out of base."""
-    before, words = flatten(base), []
-    for name, value in flatten(config).items():
-        group, dot, leaf = name.replace("_", "-").rpartition(".")
-        if value == before[name]:
-            continue
-        if isinstance(value, bool):
-            words.append(f"--{group}{dot}{'' if value else 'no-'}{leaf}")
-        elif isinstance(value, tuple):
-            words += [f"--{group}{dot}{leaf}", *map(str, value)]
-        else:
-            words.append(f"--{group}{dot}{leaf}={value}")
-    return words
 
 
 def _saved_step(path: Path) -> int:

@@ -112,11 +112,11 @@ def read_manifest(directory: Path) -> Manifest:
         return _from_document(document)
     except FileNotFoundError:
         if any(directory.glob("state-*")):
-            raise UserError(f"{path} is missing beside the files that it names; {ADVICE}") from None
-        raise UserError(
-            f"No checkpoint in {directory.parent}: expected {path}, saved every logging.save_every steps and at "
-            "the end; a run that ended before its first cannot go on: `stormfast train` without --resume starts it anew"
-        ) from None
+            raise UserError(
+                f"{path} is missing beside the files that it names; {ADVICE}; or, if the run was killed in its first "
+                f"save, delete {directory} and start it anew"
+            ) from None
+        raise UserError(f"No checkpoint in {directory.parent}: expected {path}") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}; make it readable") from None
     except UserError:

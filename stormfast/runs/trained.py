@@ -167,7 +167,7 @@ def env_seed(run_seed: int, seed: int) -> int:
 
     Raises: UserError.
     """
-    check_whole_number("seed", seed, least=0)
+    check_whole_number("seed", seed, least=0, most=2**63 - 1)  # every generator takes that
     return int(np.random.SeedSequence((seed, run_seed, 1)).generate_state(1)[0]) % (2**31 - 1024)
 
 

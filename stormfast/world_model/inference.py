@@ -90,7 +90,8 @@ class FoldedEncoder(nn.Module):
             self.register_buffer(f"bias_{i}", weight.new_zeros(len(weight)), persistent=False)
         self.num_layers = len(convolutions)
         mean_frame = encoder.mean_frame
-        self.register_buffer("mean_frame", None if mean_frame is None else torch.zeros_like(mean_frame, dtype=dtype))
+        mean = None if mean_frame is None else torch.zeros_like(mean_frame, dtype=dtype)
+        self.register_buffer("mean_frame", mean, persistent=False)
 
     @torch.no_grad()
     def fold(self, encoder: Encoder) -> None:

@@ -13,10 +13,10 @@ from stormfast.errors import UserError
 from stormfast.learner import build_models
 from stormfast.replay import Replay
 from stormfast.runs.checkpoint import save_checkpoint
-from stormfast.runs.directory import create
 from stormfast.runs.run import env_seed
 from stormfast.schema import override
 from stormfast.settings import preset_config
+from tests.model_fixtures import create
 
 
 def make_run(path, *, checkpoint=True, **fields):

@@ -119,6 +119,8 @@ UNKNOWN = [
     ("xyz", r"Unknown game 'xyz'\. --game takes a name"),
     ("gym:CartPole-v99", "gym:CartPole-v99 must be registered with gymnasium, but: .*doesn't exist"),
     ("gym:nowhere:X-v0", "gym:nowhere:X-v0 needs the package nowhere, which cannot be imported: No module named"),
+    ("gym:.x:X-v0", r"gym:.x:X-v0 needs the package .x, which cannot be imported: .* install it, or correct its name"),
+    ("gym:a..b:X-v0", "gym:a..b:X-v0 needs the package a..b, which cannot be imported"),
     ("gym:ALE/Pongg-v5", "name the package: gym:PACKAGE:ALE/Pongg-v5"),
     ("nowhere.py:make", "There is no file .*/nowhere.py"),
     ("nowhere.maze:make", "There is no module 'nowhere.maze'"),
@@ -134,6 +136,18 @@ def test_one_line_for_what_is_not_there(own_game: Path, name: str, expected: str
     with pytest.raises(UserError, match=expected) as caught:
         check_game(name)
     assert "\n" not in str(caught.value)
+
+
+def test_a_package_in_the_current_directory_registers_its_environment(
+    own_game: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(own_game.parent))])
+    code = "import gymnasium; gymnasium.register('OfTest-v0', 'pkg_of_test.maze:make')"
+    (own_game.parent / "pkg_of_test" / "__init__.py").write_text(code)
+    try:
+        assert check_game("gym:pkg_of_test:OfTest-v0").slug == "pkg_of_test-OfTest-v0"
+    finally:
+        gymnasium.registry.pop("OfTest-v0", None)
 
 
 def test_what_make_returns_is_checked(own_game: Path) -> None:
@@ -167,9 +181,12 @@ def test_a_name_is_registered_again_by_the_same_function_only(registry: None) ->
 
     def define() -> type:
         class Maze(Catch):
-            pass
+            @classmethod
+            def make(cls) -> "Maze":
+                return cls()
 
         Maze.__qualname__ = "Maze"  # as at the top level of a module, or in a notebook's cell
+        Maze.make.__func__.__qualname__ = "Maze.make"
         return Maze
 
     first = define()
@@ -178,6 +195,11 @@ def test_a_name_is_registered_again_by_the_same_function_only(registry: None) ->
     for make in (Catch, lambda: first()):
         with pytest.raises(UserError, match="'Maze' is registered with another function; choose another"):
             register_game("Maze", make)
+    register_game("Maze-3", first().reset)
+    with pytest.raises(UserError, match="'Maze-3' is registered with another function"):
+        register_game("Maze-3", first().reset)  # bound to another object
+    for make in (first.make, define().make):
+        register_game("Maze-4", make)
     register_game("Maze-2", lambda: first())
     with pytest.raises(UserError, match="'Maze-2' is registered with another function"):
         register_game("Maze-2", lambda: first())

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,12 +19,16 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from stormfast.commands.train import read_config
 from stormfast.errors import UserError
 from stormfast.records import Transition
 from stormfast.replay import ROW_BYTES, Replay
 from stormfast.runs import checkpoint
 from stormfast.runs.checkpoint import load_checkpoint, save_checkpoint
 from stormfast.runs.manifest import describe
+from stormfast.schema import override
+from stormfast.settings import preset_config
+from tests.model_fixtures import create
 
 CPU = torch.device("cpu")
 
@@ -509,12 +514,20 @@ def told(run_dir, *parts, **options):
 
 
 def test_a_missing_checkpoint_is_told(tmp_path):
-    advice = "without --resume starts it anew"
+    advice = "cannot go on: start it anew with the command that started it, with its --run-dir"
     told(tmp_path, "No checkpoint in", str(tmp_path / "checkpoint" / "checkpoint.json"), advice)
     told(tmp_path / "nowhere", "No checkpoint in")
     (tmp_path / "checkpoint").mkdir()
     (tmp_path / "checkpoint" / "state-2.safetensors").touch()
     told(tmp_path, "checkpoint.json is missing beside the files that it names; put back an intact copy")
+
+
+def test_the_command_that_starts_a_run_anew_is_told(tmp_path):
+    values = {"game": "Catch", "run_dir": str(tmp_path / "my run"), "agent.gamma": 0.5, "logging.tensorboard": False}
+    config = override(preset_config("tiny", "standard"), values)
+    create(config)
+    command = told(tmp_path / "my run", "start it anew with").partition("`stormfast train ")[2].removesuffix("`")
+    assert read_config(shlex.split(command)).one_run() == config
 
 
 @pytest.mark.parametrize("name", ["state-2.safetensors", "replay-0-4.safetensors", "replay-4-8.safetensors"])

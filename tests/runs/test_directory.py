@@ -1,21 +1,23 @@
-"""Run directories: made, refused, read back; whole files survive a failing write."""
+"""Run directories: read back, refused where damaged; whole files survive a failing write."""
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from stormfast.errors import UserError
-from stormfast.runs import directory as run_dir
+from stormfast.runs import directory
 from stormfast.schema import flatten
 from stormfast.settings import TrainConfig, preset_config
+from tests.model_fixtures import create
 
 CONFIG = preset_config("tiny", "reference")
 
 
 def config_in(path: Path, **changes: object) -> TrainConfig:
-    return run_dir.dataclasses.replace(CONFIG, run_dir=str(path), **changes)
+    return replace(CONFIG, run_dir=str(path), **changes)
 
 
 def message(call: object, *args: object) -> str:
@@ -26,138 +28,27 @@ def message(call: object, *args: object) -> str:
 
 
 def test_created_config_reads_back(tmp_path: Path) -> None:
-    path = run_dir.create(config_in(tmp_path / "deep" / "run"))
+    path = create(config_in(tmp_path / "deep" / "run"))
     assert path == tmp_path / "deep" / "run"
     assert [entry.name for entry in path.iterdir()] == ["config.json"]
-    assert flatten(run_dir.load_config(path)) == flatten(config_in(path))
-
-
-def test_default_directories_are_distinct(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run_dir.time, "strftime", lambda _: "20260102-030405")
-    paths = [run_dir.create(CONFIG) for _ in range(3)]
-    assert paths == [
-        Path("runs/Pong/20260102-030405"),
-        Path("runs/Pong/20260102-030405-2"),
-        Path("runs/Pong/20260102-030405-3"),
-    ]
+    assert flatten(directory.load_config(path)) == flatten(config_in(path))
 
 
 def test_moved_run_knows_where_it_is(tmp_path: Path) -> None:
-    run_dir.create(config_in(tmp_path / "old")).rename(tmp_path / "new")
-    assert run_dir.load_config(tmp_path / "new").run_dir == str(tmp_path / "new")
-
-
-def files_in(path: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
-
-
-@pytest.mark.parametrize("saved", ["checkpoint.json", "state-400.safetensors"])  # without a manifest it is damaged
-def test_refuses_a_run_and_keeps_it(tmp_path: Path, saved: str) -> None:
-    path = run_dir.create(config_in(tmp_path / "run"))
-    (path / "checkpoint").mkdir()
-    (path / "checkpoint" / saved).write_text("{}")
-    (path / "metrics.jsonl").write_text("")
-    before = files_in(path)
-    assert "already holds a run. Add --resume" in message(run_dir.create, config_in(path, steps=7))
-    assert files_in(path) == before
-
-
-def unsaved_run(path: Path) -> Path:
-    """What a run leaves that was killed while it wrote its first checkpoint."""
-    run_dir.create(config_in(path))
-    for name in ("plan.json", "metrics.jsonl", "tensorboard/events.1", "checkpoint/replay-0-9.safetensors", ".x.tmp"):
-        (path / name).parent.mkdir(exist_ok=True)
-        (path / name).write_text("{}\n")
-    return path
-
-
-def test_a_run_without_a_checkpoint_starts_anew_and_says_so(tmp_path: Path) -> None:
-    path, said = unsaved_run(tmp_path / "run"), list[str]()
-    run_dir.create(config_in(path, steps=7), said.append)
-    assert said == [f"{path} holds a run that ended before its first checkpoint: starting anew there"]
-    assert set(files_in(path)) == {"config.json", ".x.tmp"}
-    assert run_dir.load_config(path).steps == 7
-    said.clear()
-    run_dir.create(config_in(tmp_path / "new"), said.append)
-    assert not said
-
-
-def test_a_run_without_a_checkpoint_stays_where_others_have_put_files_or_train(tmp_path: Path) -> None:
-    path = unsaved_run(tmp_path / "run")
-    before = files_in(path)
-    with run_dir.held(path):
-        assert "another process trains there" in message(run_dir.create, config_in(path))
-        run_dir.discard_unused(path)
-        assert "another process trains there" in message(lambda: run_dir.held(path).__enter__())
-    assert files_in(path) == before
-    (path / "notes.txt").write_text("")
-    assert "other files, such as notes.txt" in message(run_dir.create, config_in(path))
-    assert files_in(path) == before | {"notes.txt": b""}
-
-
-def test_resume_rewrites_the_config(tmp_path: Path) -> None:
-    path = run_dir.create(config_in(tmp_path / "run"))
-    run_dir.create(config_in(path, steps=4321, resume=True))
-    saved = run_dir.load_config(path)
-    assert saved.steps == 4321
-    assert not saved.resume
-
-
-def test_refuses_other_files_but_not_an_empty_directory(tmp_path: Path) -> None:
-    (tmp_path / "thesis.tex").write_text("years of work")
-    assert "new or empty" in message(run_dir.create, config_in(tmp_path))
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "empty" / ".config.json.tmp").write_text("left by a crash")
-    assert run_dir.create(config_in(tmp_path / "empty")) == tmp_path / "empty"
-
-
-def test_file_in_the_way(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    assert "is a file" in message(run_dir.create, config_in(tmp_path / "file"))
-    assert str(tmp_path / "file" / "run") in message(run_dir.create, config_in(tmp_path / "file" / "run"))
-
-
-def test_file_in_the_way_of_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs").write_text("")
-    assert "runs" in message(run_dir.create, CONFIG)
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root writes anywhere")
-def test_unwritable_directory(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    assert "Permission denied" in message(run_dir.create, config_in(tmp_path / "run"))
-
-
-def test_failing_write_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    assert "No space left on device" in message(run_dir.create, config_in(tmp_path / "run"))
-
-
-def test_discard_removes_only_an_unused_run(tmp_path: Path) -> None:
-    path = run_dir.create(config_in(tmp_path / "run"))
-    (path / "metrics.jsonl").write_text("{}\n")
-    run_dir.discard_unused(path)
-    assert (path / "config.json").exists()
-    (path / "metrics.jsonl").unlink()
-    run_dir.discard_unused(path)
-    assert not path.exists()
+    create(config_in(tmp_path / "old")).rename(tmp_path / "new")
+    assert directory.load_config(tmp_path / "new").run_dir == str(tmp_path / "new")
 
 
 def test_missing_directory_names_the_newest_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert run_dir.newest_run() is None
+    assert directory.newest_run() is None
     for age, name in ((200, "b"), (100, "a")):
-        path = run_dir.create(config_in(Path("runs/Pong") / name))
+        path = create(config_in(Path("runs/Pong") / name))
         os.utime(path / "config.json", (1e9 - age, 1e9 - age))
-    assert run_dir.newest_run() == Path("runs/Pong/a")
-    assert "newest run is runs/Pong/a" in message(run_dir.load_config, Path("runs/Pong/c"))
+    assert directory.newest_run() == Path("runs/Pong/a")
+    assert "newest run is runs/Pong/a" in message(directory.load_config, Path("runs/Pong/c"))
     (tmp_path / "none").mkdir()
-    assert "is not a run" in message(run_dir.load_config, tmp_path / "none")
+    assert "is not a run" in message(directory.load_config, tmp_path / "none")
 
 
 @pytest.mark.parametrize(
@@ -178,30 +69,30 @@ def test_missing_directory_names_the_newest_run(tmp_path: Path, monkeypatch: pyt
 )
 def test_damaged_config(tmp_path: Path, damage: bytes) -> None:
     (tmp_path / "config.json").write_bytes(damage)
-    assert "config.json is damaged" in message(run_dir.load_config, tmp_path)
+    assert "config.json is damaged" in message(directory.load_config, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["steps", "agent.gamma", "logging.tensorboard"])
 def test_config_without_a_setting_names_it(tmp_path: Path, name: str) -> None:
-    path = run_dir.create(config_in(tmp_path / "run")) / "config.json"
+    path = create(config_in(tmp_path / "run")) / "config.json"
     saved = json.loads(path.read_text())
     *group, leaf = name.split(".")
     (saved[group[0]] if group else saved).pop(leaf)
     path.write_text(json.dumps(saved))
-    assert f"must hold every setting, but {name} is missing" in message(run_dir.load_config, path.parent)
+    assert f"must hold every setting, but {name} is missing" in message(directory.load_config, path.parent)
 
 
 @pytest.mark.parametrize("length", range(0, 700, 61))
 def test_truncated_config(tmp_path: Path, length: int) -> None:
-    path = run_dir.create(config_in(tmp_path / "run"))
+    path = create(config_in(tmp_path / "run"))
     (path / "config.json").write_bytes((path / "config.json").read_bytes()[:length])
-    assert "config.json is damaged" in message(run_dir.load_config, path)
+    assert "config.json is damaged" in message(directory.load_config, path)
 
 
 def test_write_whole_replaces(tmp_path: Path) -> None:
     path = tmp_path / "file"
     for data in (b"one", b"", b"three" * 1000):
-        run_dir.write_whole(path, data)
+        directory.write_whole(path, data)
         assert path.read_bytes() == data
     assert list(tmp_path.iterdir()) == [path]
 
@@ -210,13 +101,13 @@ def test_write_whole_replaces(tmp_path: Path) -> None:
 def test_write_whole_keeps_the_old_content_when_it_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    run_dir.write_whole(tmp_path / "file", b"old")
+    directory.write_whole(tmp_path / "file", b"old")
 
     def fail(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(os, name, fail)
     with pytest.raises(KeyboardInterrupt):
-        run_dir.write_whole(tmp_path / "file", b"new")
+        directory.write_whole(tmp_path / "file", b"new")
     assert (tmp_path / "file").read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]

@@ -18,23 +18,23 @@ from stormfast import cli
 from stormfast.commands.train import read_config
 from stormfast.loop import train
 from stormfast.memory.estimate import estimate
+from stormfast.plan import Plan
 from stormfast.runs import launch as seeds
 from stormfast.runs.checkpoint import load_checkpoint
-from stormfast.runs.directory import create, load_config
+from stormfast.runs.directory import load_config
 from stormfast.runs.launch import (
     as_many_as_fit,
-    flags,
     new_runs,
     num_at_once,
     pairs,
     process_environment,
     resumed_runs,
+    train_several,
 )
 from stormfast.runs.manifest import File, Manifest, ReplayFiles
 from stormfast.runs.processes import Planned
-from stormfast.schema import override
 from stormfast.settings import LaunchConfig, TrainConfig, preset_config
-from tests.model_fixtures import plan_on
+from tests.model_fixtures import create, plan_on
 
 TINY = ["--game", "Catch", "--preset", "tiny", "--device", "cpu", "--logging.no-tensorboard"]
 SMALL = "--world-model.channels 2 3 4 5 --world-model.width 16 --imagination.batch-size 4 --acting.random-steps 40"
@@ -120,6 +120,27 @@ def test_bad_input_is_one_line_before_any_run_starts(
     assert sorted(no_process.rglob("*")) == before
 
 
+def test_a_new_group_is_planned_once_and_what_fails_there_is_no_matter_of_its_directory(
+    no_process: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def fail_at_pong(config: TrainConfig) -> Plan:
+        asked.append(config.game)
+        if config.game == "Pong":
+            raise OSError("no such library")
+        return plan_on("cpu")
+
+    monkeypatch.setattr(seeds, "plan", fail_at_pong)
+    monkeypatch.setattr(seeds, "watch", lambda *_: ([], 0))
+    launch = LaunchConfig(game="Catch", preset="tiny", seeds=2, run_dir="new")
+    assert train_several(launch, [], read_config) == 1  # as the stand-in starts none
+    assert asked == ["Catch"]
+    with pytest.raises(OSError, match="no such library"):
+        train_several(replace(launch, game="Catch,Pong", run_dir="other"), [], read_config)
+    assert not Path("other").exists()
+
+
 def test_one_run_is_no_process_of_its_own(no_process: Path) -> None:
     assert cli.main(["train", *TINY, "--seeds", "1", "--steps", "20", "--run-dir", "one"]) == 0
     assert load_checkpoint(no_process / "one", "cpu").step == 20
@@ -165,24 +186,6 @@ def test_a_group_without_a_name_is_named_as_single_runs_are(monkeypatch: pytest.
     assert first != second
     assert first.parent == second.parent == Path("runs")
     assert time.strptime(first.name[:15], "%Y%m%d-%H%M%S")
-
-
-def test_flags_say_only_what_differs() -> None:
-    base = preset_config("tiny", "standard")
-    config = override(
-        base,
-        {
-            "seed": 2,
-            "agent.gamma": 0.1 + 0.2,
-            "world_model.channels": (1, 2, 3, 4),
-            "logging.tensorboard": False,
-            "resume": True,
-        },
-    )
-    expected = (
-        "--seed=2 --resume --world-model.channels 1 2 3 4 --agent.gamma=0.30000000000000004 --logging.no-tensorboard"
-    )
-    assert flags(config, base) == expected.split()
 
 
 def test_resume_goes_on_with_what_began_skips_what_is_finished_and_begins_the_rest(

@@ -30,6 +30,14 @@ def test_the_folded_encoder_is_the_encoder(dtype, error):
     assert difference(InferenceModel(model, dtype).folded.embed(obs / 255), expected) < error
 
 
+def test_only_folding_writes_what_is_folded():
+    """In [0, 1] the mean frame would be copied over what folding made of it, in 0..255, were it part of the state."""
+    twin = tiny_learner(values={"world_model.centre_frames": True}).inference
+    copied = {tensor.data_ptr() for copies, _ in twin.pairs for tensor in copies}
+    assert twin.folded.mean_frame is not None
+    assert not copied & {buffer.data_ptr() for buffer in twin.folded.buffers()}
+
+
 @torch.no_grad()
 def test_frames_are_whole_numbers_in_bfloat16():
     assert torch.equal(torch.arange(256).to(torch.bfloat16).int(), torch.arange(256))
