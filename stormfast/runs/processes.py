@@ -1,5 +1,7 @@
 """Runs, each a process of its own: started, watched and stopped together, their progress on one line.
 
+A process trains a run, or evaluates one: what follows a process that has ended well, `watch` is told.
+
 A process prints into its log, which is read as it grows: its lines come out here with its name in front, its own
 progress lines excepted. How far it is stands in its metrics.jsonl. Processes are in process groups of their own, so
 that Ctrl-C reaches this process alone, which has them save and end.
@@ -14,11 +16,11 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.live import Live
@@ -40,11 +42,13 @@ START = "import sys; sys.path[:] = {path}; from stormfast.cli import main; sys.e
 
 @dataclass(frozen=True)
 class Planned:
-    """A run of a group, before it has a process."""
+    """What is to be done with a run of a group, before it has a process."""
 
     config: TrainConfig
     flags: tuple[str, ...]  # of `stormfast train`: they begin this run or go on with it
     start_step: int = 0  # where it goes on
+    command: Literal["train", "evaluate"] = "train"
+    label: str = ""  # what it is called on the screen, where its directory's name would not do
 
     @property
     def run_dir(self) -> Path:
@@ -52,11 +56,11 @@ class Planned:
 
     @property
     def name(self) -> str:
-        return self.run_dir.name
+        return self.label or self.run_dir.name
 
     @property
     def log(self) -> Path:
-        return self.run_dir.with_name(f"{self.name}.log")
+        return self.run_dir.with_name(f"{self.run_dir.name}.log")
 
 
 class Process:
@@ -69,7 +73,7 @@ class Process:
         self.failed = False
         self.is_stopping = False
         self._seen = version(planned.run_dir / METRICS)  # what an earlier process left says nothing of this one
-        command = [sys.executable, "-c", START.format(path=ascii(sys.path)), "train", *planned.flags]
+        command = [sys.executable, "-c", START.format(path=ascii(sys.path)), planned.command, *planned.flags]
         with open(planned.log, "ab") as log:
             start = log.tell()
             self.popen = subprocess.Popen(
@@ -152,17 +156,29 @@ def last_metrics(path: Path) -> list[dict[str, Any]]:
 # --- watching ------------------------------------------------------------------------------------------------------
 
 
-def watch(planned_runs: Sequence[Planned], parallel: int, environment: Mapping[str, str]) -> tuple[list[Process], int]:
+def watch(
+    planned_runs: Sequence[Planned],
+    parallel: int,
+    environment: Mapping[str, str],
+    *,
+    before: Callable[[Planned], object] = lambda planned: None,
+    after: Callable[[Planned], Planned | None] = lambda planned: None,
+) -> tuple[list[Process], int]:
     """Runs all planned_runs, at most `parallel` at once, until each has ended.
 
     At the first SIGINT, SIGTERM or SIGHUP running processes save and end, and waiting ones never start. A second kills
     the processes.
+
+    Args:
+        before: called with what is about to start.
+        after: called with what has ended well. What it returns is the next to start.
     Returns: the processes that were started, and the signal that stopped them, or 0.
     """
     waiting, running, processes, handled = deque(planned_runs), list[Process](), list[Process](), 0
     with SignalWatch() as signals, Board() as board, stopped_at_exit(running):
         while running or (waiting and not signals.caught):
             while waiting and len(running) < parallel and not signals.caught:
+                before(waiting[0])
                 process = start(waiting.popleft(), environment, board)
                 if process:
                     running.append(process)
@@ -171,6 +187,8 @@ def watch(planned_runs: Sequence[Planned], parallel: int, environment: Mapping[s
             for process in list(running):
                 if poll(process, board, signals.first):
                     running.remove(process)
+                    follower = None if process.popen.returncode else after(process.planned)
+                    waiting.extendleft([follower] if follower else [])
             handled = pass_on_signals(signals, handled, running, board)
             board.show(running, waiting)
     return processes, signals.first
@@ -189,7 +207,8 @@ def poll(process: Process, board: "Board", stopped_by: int) -> bool:
     """Logs what a process has printed, and how it ended. Returns whether it has ended."""
     status = process.popen.poll()  # before its log: nothing comes after
     for line in process.new_lines():
-        board.log_line(f"{process.planned.name}: {line}")
+        if process.planned.command == "train" or status:  # an evaluation prints a table, of which its file has more
+            board.log_line(f"{process.planned.name}: {line}")
     process.read_metrics()
     if status is None:
         return False
@@ -271,6 +290,7 @@ def board_line(running: Sequence[Process], waiting: Sequence[Planned]) -> str:
     parts = []
     for process in running:
         shown = f"{process.step:,}/{process.planned.config.steps:,}" if process.rate else "starting"
+        shown = "evaluating" if process.planned.command == "evaluate" else shown
         parts.append(
             f"{process.planned.name} {shown}"
             + ("" if math.isnan(process.episode_return) else f" return {process.episode_return:.4g}")
