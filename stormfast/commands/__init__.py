@@ -9,6 +9,7 @@ depend on its arguments, has main(args) instead of run and reads them itself.
 COMMANDS: dict[str, tuple[str, str]] = {  # name: (what it does, an example)
     "train": ("train an agent", "stormfast train --game Pong"),
     "evaluate": ("score a run's agent", "stormfast evaluate runs/Pong/DATE-TIME --episodes 100"),
+    "study": ("compare settings over games and seeds", "stormfast study agent-state --games Pong,Boxing --seeds 3"),
     "profile": ("time the phases of a step", "stormfast profile --preset storm --steps 10"),
     "games": ("list the games, with random and human scores", "stormfast games"),
     "doctor": ("say what is installed, what will be used, and why", "stormfast doctor"),
