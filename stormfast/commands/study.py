@@ -71,10 +71,7 @@ def run(config: Config) -> int:
 
     Raises: UserError for what is in the way of a run, before the first starts, and for what cannot be written.
     """
-    import contextlib
-
     from stormfast.runs.directory import held
-    from stormfast.runs.priority import lowest_priority
     from stormfast.runs.progress import log_line
     from stormfast.runs.study_report import write_report
     from stormfast.runs.study_runs import missing_runs
@@ -82,14 +79,15 @@ def run(config: Config) -> int:
 
     series = series_of(config)
     make_directory(series.out)
-    with held(series.out, "--out"), lowest_priority() if config.low_priority else contextlib.nullcontext():
+    with held(series.out, "--out"):
         missing = missing_runs(series)
         chosen = missing[: config.next]
 
         def show() -> None:
             print(write_report(series), flush=True)
 
-        status = make_runs(series, chosen, config.parallel, show) if chosen else 0
+        low = config.low_priority
+        status = make_runs(series, chosen, config.parallel, show, low_priority=low) if chosen else 0
         if status or not chosen:  # else it has been shown after the last run
             show()
         left = len(missing_runs(series))

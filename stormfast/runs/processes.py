@@ -28,6 +28,7 @@ from rich.text import Text
 
 from stormfast.envs.games import find
 from stormfast.runs.directory import METRICS
+from stormfast.runs.priority import lower
 from stormfast.runs.progress import RATE_OVER, log_line
 from stormfast.runs.signals import SignalWatch
 from stormfast.settings import TrainConfig
@@ -66,8 +67,11 @@ class Planned:
 class Process:
     """A run's process, and what is known of it: step, steps/s of late, return of its last episodes."""
 
-    def __init__(self, planned: Planned, environment: Mapping[str, str]) -> None:
-        """Starts it. Raises: OSError when there is no process to be had, or no log to be written."""
+    def __init__(self, planned: Planned, environment: Mapping[str, str], low_priority: bool = False) -> None:
+        """Starts it, in a session of its own where that gets the lowest priority.
+
+        Raises: OSError when there is no process to be had, or no log to be written.
+        """
         self.planned = planned
         self.step, self.rate, self.episode_return = planned.start_step, 0.0, math.nan
         self.failed = False
@@ -76,9 +80,12 @@ class Process:
         command = [sys.executable, "-c", START.format(path=ascii(sys.path)), planned.command, *planned.flags]
         with open(planned.log, "ab") as log:
             start = log.tell()
+            group: dict[str, Any] = {"start_new_session": True} if low_priority else {"process_group": 0}
             self.popen = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, process_group=0
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, **group
             )
+        if low_priority:
+            lower(self.popen.pid)
         self._log = open(planned.log, "rb")  # noqa: SIM115 - open for as long as the process is watched
         self._log.seek(start)
         self._partial = b""
@@ -163,6 +170,7 @@ def watch(
     *,
     before: Callable[[Planned], object] = lambda planned: None,
     after: Callable[[Planned], Planned | None] = lambda planned: None,
+    low_priority: bool = False,
 ) -> tuple[list[Process], int]:
     """Runs all planned_runs, at most `parallel` at once, until each has ended.
 
@@ -172,6 +180,7 @@ def watch(
     Args:
         before: called with what is about to start.
         after: called with what has ended well. What it returns is the next to start.
+        low_priority: processes run when nothing else wants the CPU.
     Returns: the processes that were started, and the signal that stopped them, or 0.
     """
     waiting, running, processes, handled = deque(planned_runs), list[Process](), list[Process](), 0
@@ -179,7 +188,7 @@ def watch(
         while running or (waiting and not signals.caught):
             while waiting and len(running) < parallel and not signals.caught:
                 before(waiting[0])
-                process = start(waiting.popleft(), environment, board)
+                process = start(waiting.popleft(), environment, board, low_priority)
                 if process:
                     running.append(process)
                     processes.append(process)
@@ -194,10 +203,12 @@ def watch(
     return processes, signals.first
 
 
-def start(planned: Planned, environment: Mapping[str, str], board: "Board") -> Process | None:
+def start(
+    planned: Planned, environment: Mapping[str, str], board: "Board", low_priority: bool = False
+) -> Process | None:
     """The process of a planned run, or None where it cannot be started, which is logged."""
     try:
-        return Process(planned, environment)
+        return Process(planned, environment, low_priority)
     except OSError as error:
         board.log_line(f"{planned.name}: cannot be started: {error.strerror or error}")
         return None

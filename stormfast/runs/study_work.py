@@ -30,12 +30,20 @@ from stormfast.settings import LaunchConfig, TrainConfig
 from stormfast.study import changed_settings
 
 
-def make_runs(series: Series, runs: Sequence[StudyRun], parallel: int | None, on_result: Callable[[], object]) -> int:
+def make_runs(
+    series: Series,
+    runs: Sequence[StudyRun],
+    parallel: int | None,
+    on_result: Callable[[], object],
+    *,
+    low_priority: bool = False,
+) -> int:
     """Trains, evaluates and writes down runs, each in processes of its own.
 
     Args:
         parallel: how many at once; None takes as many as `stormfast train`.
         on_result: called after each.
+        low_priority: they run when nothing else wants the CPU.
     Returns: 0, 1 where one failed, or 128 + the signal that stopped them. Raises: UserError before the first starts.
     """
     if series.replace_older:
@@ -65,6 +73,7 @@ def make_runs(series: Series, runs: Sequence[StudyRun], parallel: int | None, on
         environment,
         before=lambda planned: note_commit(by_directory[planned.run_dir], series.commit),
         after=go_on,
+        low_priority=low_priority,
     )
     if stopped_by:
         log_line("stopped; the same command goes on")

@@ -23,7 +23,7 @@ OWN = {
 }
 
 
-def in_process(waiting: list[Planned], parallel: int, environment: Any, *, before: Any, after: Any) -> Any:
+def in_process(waiting: list[Planned], parallel: int, environment: Any, *, before: Any, after: Any, **_: Any) -> Any:
     """In place of processes, which take seconds to start."""
     for first in waiting:
         planned: Planned | None = first
@@ -77,11 +77,10 @@ def test_what_is_finished_is_not_made_again(
 
 def test_low_priority_is_asked_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
-    asked: list[int] = []
-    monkeypatch.setattr("os.nice", asked.append)
-    monkeypatch.setattr("stormfast.runs.priority.AUTOGROUP", folder / "none")
-    for flags, expected in (([], []), (["--low-priority"], [19])):
-        assert cli.main(["study", "own.json", *flags]) == 0
+    asked: list[bool] = []
+    monkeypatch.setattr(study_work, "watch", lambda *_, low_priority, **__: (asked.append(low_priority), ([], 0))[1])
+    for flags, expected in (([], [False]), (["--low-priority"], [False, True])):
+        cli.main(["study", "own.json", "--seeds", "2", "--parallel", "1", *flags])
         assert asked == expected
 
 

@@ -1,24 +1,25 @@
-"""The lowest priority: what is asked of the system, and given back."""
+"""The lowest priority: of a process and its session, and of no other."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from stormfast.runs import priority
+from stormfast.runs.priority import lower
+
+OURS = Path("/proc/self/autogroup")
 
 
-@pytest.mark.parametrize("content", ["/autogroup-47 nice 5\n", "", None])
-def test_the_session_gets_its_priority_back(
-    content: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file, asked = tmp_path / "autogroup", []
-    if content is not None:
-        file.write_text(content)
-    monkeypatch.setattr(priority, "AUTOGROUP", file)
-    monkeypatch.setattr(os, "nice", asked.append)
-    with priority.lowest_priority():
-        assert asked == [19]
-        assert not content or file.read_text() == "19"
-    assert not content or file.read_text() == "5"
-    assert file.exists() == (content is not None)
+@pytest.mark.skipif(not hasattr(os, "setpriority"), reason="no priorities of processes")
+def test_a_process_and_its_session_are_lowered_and_we_are_not() -> None:
+    before = os.getpriority(os.PRIO_PROCESS, 0), OURS.exists() and OURS.read_text()
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, start_new_session=True)
+    lower(process.pid)
+    assert os.getpriority(os.PRIO_PROCESS, process.pid) == 19
+    group = Path(f"/proc/{process.pid}/autogroup")
+    assert not group.exists() or group.read_text().endswith(" nice 19\n")
+    process.communicate(b"\n")
+    lower(process.pid)  # it has ended
+    assert (os.getpriority(os.PRIO_PROCESS, 0), OURS.exists() and OURS.read_text()) == before

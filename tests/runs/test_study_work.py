@@ -64,7 +64,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Planned]:
     """What would be started. Every process ends well, and what it would write is there."""
     begun: list[Planned] = []
 
-    def watch(waiting: list[Planned], parallel: int, environment: Any, *, before: Any, after: Any) -> Any:
+    def watch(waiting: list[Planned], parallel: int, environment: Any, *, before: Any, after: Any, **_: Any) -> Any:
         for first in waiting:
             planned = first
             while planned:
@@ -131,7 +131,7 @@ def test_a_real_study_is_stopped_and_goes_on(tmp_path: Path, command: list[str])
     settings = {"acting.random_steps": 64, "logging.tensorboard": False, "logging.every": 10}
     study = {"question": "Why?", "games": ["Catch"], "arms": {"a": settings, "b": settings | {"agent.entropy": 0.03}}}
     (tmp_path / "own.json").write_text(json.dumps(study | {"preset": "tiny", "seeds": 1, "steps": 300}))
-    words = [*command, "study", "own.json", "--episodes", "2", "--device", "cpu", "--parallel", "2", "--low-priority"]
+    words = [*command, "study", "own.json", "--episodes", "2", "--device", "cpu", "--parallel", "2"]
     first = subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     while first.poll() is None and len(list(tmp_path.glob("studies/own/*/*/metrics.jsonl"))) < 2:
         time.sleep(0.1)
