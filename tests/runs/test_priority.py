@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,11 +14,12 @@ OURS = Path("/proc/self/autogroup")
 @pytest.mark.skipif(not hasattr(os, "setpriority"), reason="no priorities of processes")
 def test_a_process_and_its_session_are_lowered_and_we_are_not() -> None:
     before = os.getpriority(os.PRIO_PROCESS, 0), OURS.exists() and OURS.read_text()
-    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, start_new_session=True)
+    process = subprocess.Popen(["sleep", "60"], start_new_session=True)
     lower(process.pid)
     assert os.getpriority(os.PRIO_PROCESS, process.pid) == 19
     group = Path(f"/proc/{process.pid}/autogroup")
     assert not group.exists() or group.read_text().endswith(" nice 19\n")
-    process.communicate(b"\n")
+    process.kill()
+    process.wait()
     lower(process.pid)  # it has ended
     assert (os.getpriority(os.PRIO_PROCESS, 0), OURS.exists() and OURS.read_text()) == before
