@@ -16,16 +16,22 @@ PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # Types are checked beside the tests, which keep a core waiting at times; both must hold.
 checked = @$(BIN)/mypy & types=$$!; $(BIN)/python -m pytest $(PARALLEL) $(1) $(ARGS); tests=$$?; wait $$types && exit $$tests
 
-.PHONY: help train test test-all test-slow lint style counts results bench bench-compare clean
+.PHONY: help train earn test test-all test-slow lint style counts results bench bench-compare clean
 .DEFAULT_GOAL := help
 
 help:
 	@sed -n '1,2s/^# //p' Makefile
 	@echo "make test [WORKERS=2] | style | lint (style and types) | test-all (with the tests of what measures) | test-slow | clean"
+	@echo "make earn [ARGS=\"--next 3\"]: trains what the table of results lacks next, on one core that nothing else wants"
 	@echo "make counts | results | bench [ARGS=\"--device cuda\"] | bench-compare [REF=main] [ARGS=...]"
 
 train: $(INSTALLED)
 	@$(BIN)/stormfast train --game "$(GAME)" $(ARGS)
+
+# The next (game, seed) that the table in bench/results/learning lacks; hours of one core. A call that was stopped goes on.
+# Results of older commits stay until they are replaced: ARGS=--replace-older.
+earn: $(INSTALLED)
+	@$(BIN)/stormfast study table --preset cpu --next 1 --low-priority --out runs/earn --results bench/results/learning $(ARGS)
 
 # The product, and the exact counts of launches and host reads that every change must keep or name.
 test: style

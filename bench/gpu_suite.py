@@ -72,9 +72,8 @@ class Job:
 BENCHES = f"{PYTEST} bench --device {{device}} {{rounds}} --benchmark-json {{logs}}/benches.json"
 PROFILE = "-m stormfast profile --preset {preset} --game {game} --steps {steps} --device {device} --json"
 TRACE = "-m profiling.trace --preset {preset} --device {device} --out {logs}/trace.json.gz"
-LEARNING = (
-    "-m bench.learning --game Catch --preset {preset} {training} --device {device} --run-dir {logs}/runs --out {out}"
-)
+LEARNING = "-m stormfast study examples/catch.json --preset {preset} {training} --seeds 1 --device {device}"
+LEARNED = "--out {logs}/study --results {logs}/../../learning --replace-older"
 JOBS = (  # the most important first
     Job(
         "doctor", "-m stormfast doctor", 60, passes_with=(0, 1)
@@ -87,14 +86,14 @@ JOBS = (  # the most important first
     Job("trace", TRACE, 180),
     Job("kernel-report", "-m profiling.kernel_report --presets {preset}", 180),
     Job("counts", "-m bench.counts --groups phases,compiled", 240),
-    Job("training", f"{LEARNING} --allow-dirty", 300, grace=60),  # it finishes a step, or compiling, and saves
+    Job("training", f"{LEARNING} {LEARNED}", 300, grace=60),  # it finishes a step, or compiling, and saves
 )
 ON_GPU = {
     "roofs": "measured",
     "steps": "200",
     "rounds": "",
     "measure": "--measure",
-    "training": "--steps 4500 --agent.entropy 3e-2",
+    "training": "--steps 4500",
 }
 ON_CPU = {"roofs": "h200", "steps": "8", "rounds": "--rounds 2", "measure": "", "training": "--steps 200 --episodes 2"}
 

@@ -33,32 +33,29 @@ def run(
     command: Sequence[str],
     signals: SignalWatch,
     *,
-    log: Path | None = None,
+    log: Path,
     output: Path | None = None,
     limit: float = math.inf,
     grace: float = math.inf,
     stop_with: signal.Signals = signal.SIGTERM,
 ) -> Ended:
-    """Runs a command from the root of the repository, in a process group of its own: Ctrl-C reaches this process alone.
+    """Runs a command from the root of the repository, in a session of its own: Ctrl-C reaches this process alone.
 
     At its limit, or once `signals` has caught one, it gets `stop_with`. What is left of it after `grace` seconds, or at
     a second signal, is killed.
 
     Args:
-        log: the file for what it prints, written anew; its standard output goes to `output` where that is given. None:
-            it prints where this process prints.
+        log: the file for what it prints, written anew; its standard output goes to `output` where that is given.
         limit, grace: seconds.
     Raises: OSError where it cannot be started or its files cannot be written.
     """
     started = time.monotonic()
     timed_out = False
     with contextlib.ExitStack() as files:
-        errors = files.enter_context(open(log, "wb")) if log else None
+        errors = files.enter_context(open(log, "wb"))
         stdout = files.enter_context(open(output, "wb")) if output else errors
-        # Without a log it stays in the session of the terminal, so that it may print there.
-        group: dict[str, Any] = {"start_new_session": True} if log else {"process_group": 0}
         streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": stdout, "stderr": errors}
-        process = subprocess.Popen(command, cwd=ROOT, **streams, **group)
+        process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **streams)
         try:
             while process.poll() is None and not signals.caught and not timed_out:
                 timed_out = time.monotonic() - started >= limit

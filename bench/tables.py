@@ -51,6 +51,7 @@ class Source:
         return f"- {self.device}, commit {self.commit}: `{self.command}`"
 
 
+PLACE = ("device", "commit")
 Rows = list[list[str]]
 
 
@@ -70,7 +71,7 @@ def content_of(path: Path) -> Iterator[Any]:
 
 
 def results(pattern: str) -> list[Path]:
-    return sorted((ROOT / "bench" / "results").glob(f"*/{pattern}.json"))
+    return sorted((ROOT / "bench" / "results").glob(f"{pattern}.json"))
 
 
 def cited(header: Sequence[str], rows: Sequence[Sequence[str]], sources: Sequence[object]) -> str:
@@ -88,7 +89,7 @@ class ResultTable:
     """The rows of every result whose file name matches a pattern.
 
     Attributes:
-        rows_of: the content of a result -> its rows, and the sources of all of them, of one device and commit.
+        rows_of: the content of a result -> its rows, and the sources of all of them.
         only_last: only the last saved result of each device.
     """
 
@@ -107,9 +108,10 @@ class ResultTable:
         for path in paths:
             with content_of(path) as content:
                 more, origins = self.rows_of(content)
-                rows += [[*row, origins[0].device, origins[0].commit] for row in more]
+                of = [", ".join(dict.fromkeys(getattr(origin, name) for origin in origins)) for name in PLACE]
+                rows += [[*row, *of] for row in more]
                 sources += origins
-        return cited([*self.header, "device", "commit"], rows, sources)
+        return cited([*self.header, *PLACE], rows, sources)
 
 
 def saved_at(path: Path) -> str:
@@ -117,7 +119,26 @@ def saved_at(path: Path) -> str:
         return content["datetime"]
 
 
+def study(found: Any) -> tuple[Rows, list[Source]]:
+    """Of `stormfast study`: an entry for each seed, which names its own device and commit."""
+    entries = found["seeds"]
+
+    def each(cell: Callable[[Any], str]) -> str:
+        return ", ".join(dict.fromkeys(map(cell, entries)))
+
+    agent = ", ".join(f"{number(entry['mean_return'])} ± {number(entry['sem'])}" for entry in entries)
+    random = f"{number(found['random']['mean'])} ± {number(found['random']['sem'])}"
+    seeds, steps = each(lambda entry: str(entry["seed"])), each(lambda entry: f"{entry['steps']:,}")
+    minutes = ", ".join(f"{entry['minutes']:.0f}" for entry in entries)
+    sources = [
+        source(found | {"commit": entry["commit"], "device": entry["device"]}, found["command"]) for entry in entries
+    ]
+    return [[found["game"], found["preset"], seeds, steps, minutes, agent, random]], sources
+
+
 def learning(found: Any) -> tuple[Rows, list[Source]]:
+    if "seeds" in found:
+        return study(found)
     runs = found["runs"]
 
     def each(cell: Callable[[Any], str]) -> str:
@@ -212,16 +233,20 @@ def kernels() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "learning": ResultTable(
-        ["game", "preset", "seeds", "steps", "minutes a seed", "agent", "random policy"], ["learning-*"], learning
+        ["game", "preset", "seeds", "steps", "minutes a seed", "agent", "random policy"],
+        ["*/learning-*", "*/learning/*", "learning/*"],
+        learning,
     ),
     "steps": ResultTable(
-        ["preset", "ms a step", "p20 to p80", "of the floor", "100k steps", *TIMED], ["profile-*", "suite-*"], profiles
+        ["preset", "ms a step", "p20 to p80", "of the floor", "100k steps", *TIMED],
+        ["*/profile-*", "*/suite-*"],
+        profiles,
     ),
-    "benches": ResultTable(PHASES, ["[0-9][0-9][0-9][0-9]-*"], benches, only_last=True),
-    "peers": ResultTable(["work", "by", "ms", "over ours (99 % interval)", "GFLOP", "launches"], ["peers-*"], peers),
+    "benches": ResultTable(PHASES, ["*/[0-9][0-9][0-9][0-9]-*"], benches, only_last=True),
+    "peers": ResultTable(["work", "by", "ms", "over ours (99 % interval)", "GFLOP", "launches"], ["*/peers-*"], peers),
     "collection": ResultTable(
         ["game", "environments", "backend", "over auto (least to most)", "steps/s", "CPU us a step"],
-        ["collection-*"],
+        ["*/collection-*"],
         collection,
     ),
     "launches": launches,

@@ -55,15 +55,18 @@ def native_bfloat16(device: torch.device) -> tuple[bool, str]:
     return False, "the CPU has neither AMX nor AVX512_BF16"
 
 
-def device_name(device: torch.device) -> str:
-    """The GPU's name; of a CPU its model and how many cores torch uses, as "AMD EPYC 2 cores"."""
+def device_name(device: torch.device, threads: int | None = None) -> str:
+    """The GPU's name; of a CPU its model and how many cores torch uses, as "AMD EPYC 2 cores".
+
+    Args: threads: as many cores; by default those of this process.
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     info = Path("/proc/cpuinfo")  # Linux only
     model = (
         re.search(r"^model name\s*:\s*(.+)$", info.read_text(errors="replace"), re.MULTILINE) if info.exists() else None
     )
-    return f"{model[1].strip() if model else platform.machine()} {torch.get_num_threads()} cores"
+    return f"{model[1].strip() if model else platform.machine()} {threads or torch.get_num_threads()} cores"
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
-from stormfast.runs.directory import create
 from stormfast.schema import override
 from stormfast.settings import preset_config
+from tests.model_fixtures import create
 
 MANIFEST = json.loads((Path(__file__).parent / "data" / "run-8b83cc7" / "checkpoint" / "checkpoint.json").read_text())
 

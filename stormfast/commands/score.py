@@ -1,7 +1,7 @@
 """Score runs together, beside published scores: a table by game, and the aggregates of Atari 100k.
 
 PATHS are runs, directories that hold runs (such as a group of `stormfast train --seeds 5`), patterns of them, or result
-files of `python -m bench.learning`. Each run counts with its newest evaluation; nothing is played. Runs of another
+files of `stormfast study`. Each run counts with its newest evaluation; nothing is played. Runs of another
 preset or protocol have tables of their own.
 """
 

@@ -167,16 +167,17 @@ def _discard_unused(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def held(path: Path) -> Iterator[None]:
-    """While the context is open, no other process may train in a run directory: two would mix their files.
+def held(path: Path, option: str = "--run-dir") -> Iterator[None]:
+    """While the context is open, no other process may train in a directory: two would mix their files.
 
+    Args: option: by which another directory can be chosen.
     Raises: UserError where another one does.
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         if not _lock(descriptor) or not _is_still(path, descriptor):
             raise UserError(
-                f"{path} is in use: another process trains there; wait until it has ended, or choose another --run-dir"
+                f"{path} is in use: another process trains there; wait until it has ended, or choose another {option}"
             )
         yield
     finally:

@@ -1,5 +1,7 @@
 """Runs, each a process of its own: started, watched and stopped together, their progress on one line.
 
+A process trains a run, or evaluates one: what follows a process that has ended well, `watch` is told.
+
 A process prints into its log, which is read as it grows: its lines come out here with its name in front, its own
 progress lines excepted. How far it is stands in its metrics.jsonl. Processes are in process groups of their own, so
 that Ctrl-C reaches this process alone, which has them save and end.
@@ -14,11 +16,11 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.live import Live
@@ -26,6 +28,7 @@ from rich.text import Text
 
 from stormfast.envs.games import find
 from stormfast.runs.directory import METRICS
+from stormfast.runs.priority import lower
 from stormfast.runs.progress import RATE_OVER, log_line
 from stormfast.runs.signals import SignalWatch
 from stormfast.settings import TrainConfig
@@ -40,11 +43,13 @@ START = "import sys; sys.path[:] = {path}; from stormfast.cli import main; sys.e
 
 @dataclass(frozen=True)
 class Planned:
-    """A run of a group, before it has a process."""
+    """What is to be done with a run of a group, before it has a process."""
 
     config: TrainConfig
     flags: tuple[str, ...]  # of `stormfast train`: they begin this run or go on with it
     start_step: int = 0  # where it goes on
+    command: Literal["train", "evaluate"] = "train"
+    label: str = ""  # what it is called on the screen, where its directory's name would not do
 
     @property
     def run_dir(self) -> Path:
@@ -52,29 +57,35 @@ class Planned:
 
     @property
     def name(self) -> str:
-        return self.run_dir.name
+        return self.label or self.run_dir.name
 
     @property
     def log(self) -> Path:
-        return self.run_dir.with_name(f"{self.name}.log")
+        return self.run_dir.with_name(f"{self.run_dir.name}.log")
 
 
 class Process:
     """A run's process, and what is known of it: step, steps/s of late, return of its last episodes."""
 
-    def __init__(self, planned: Planned, environment: Mapping[str, str]) -> None:
-        """Starts it. Raises: OSError when there is no process to be had, or no log to be written."""
+    def __init__(self, planned: Planned, environment: Mapping[str, str], low_priority: bool = False) -> None:
+        """Starts it, in a session of its own where that gets the lowest priority.
+
+        Raises: OSError when there is no process to be had, or no log to be written.
+        """
         self.planned = planned
         self.step, self.rate, self.episode_return = planned.start_step, 0.0, math.nan
         self.failed = False
         self.is_stopping = False
         self._seen = version(planned.run_dir / METRICS)  # what an earlier process left says nothing of this one
-        command = [sys.executable, "-c", START.format(path=ascii(sys.path)), "train", *planned.flags]
+        command = [sys.executable, "-c", START.format(path=ascii(sys.path)), planned.command, *planned.flags]
         with open(planned.log, "ab") as log:
             start = log.tell()
+            group: dict[str, Any] = {"start_new_session": True} if low_priority else {"process_group": 0}
             self.popen = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, process_group=0
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, **group
             )
+        if low_priority:
+            lower(self.popen.pid)
         self._log = open(planned.log, "rb")  # noqa: SIM115 - open for as long as the process is watched
         self._log.seek(start)
         self._partial = b""
@@ -152,18 +163,32 @@ def last_metrics(path: Path) -> list[dict[str, Any]]:
 # --- watching ------------------------------------------------------------------------------------------------------
 
 
-def watch(planned_runs: Sequence[Planned], parallel: int, environment: Mapping[str, str]) -> tuple[list[Process], int]:
+def watch(
+    planned_runs: Sequence[Planned],
+    parallel: int,
+    environment: Mapping[str, str],
+    *,
+    before: Callable[[Planned], object] = lambda planned: None,
+    after: Callable[[Planned], Planned | None] = lambda planned: None,
+    low_priority: bool = False,
+) -> tuple[list[Process], int]:
     """Runs all planned_runs, at most `parallel` at once, until each has ended.
 
     At the first SIGINT, SIGTERM or SIGHUP running processes save and end, and waiting ones never start. A second kills
     the processes.
+
+    Args:
+        before: called with what is about to start.
+        after: called with what has ended well. What it returns is the next to start.
+        low_priority: processes run when nothing else wants the CPU.
     Returns: the processes that were started, and the signal that stopped them, or 0.
     """
     waiting, running, processes, handled = deque(planned_runs), list[Process](), list[Process](), 0
     with SignalWatch() as signals, Board() as board, stopped_at_exit(running):
         while running or (waiting and not signals.caught):
             while waiting and len(running) < parallel and not signals.caught:
-                process = start(waiting.popleft(), environment, board)
+                before(waiting[0])
+                process = start(waiting.popleft(), environment, board, low_priority)
                 if process:
                     running.append(process)
                     processes.append(process)
@@ -171,15 +196,19 @@ def watch(planned_runs: Sequence[Planned], parallel: int, environment: Mapping[s
             for process in list(running):
                 if poll(process, board, signals.first):
                     running.remove(process)
+                    follower = None if process.popen.returncode else after(process.planned)
+                    waiting.extendleft([follower] if follower else [])
             handled = pass_on_signals(signals, handled, running, board)
             board.show(running, waiting)
     return processes, signals.first
 
 
-def start(planned: Planned, environment: Mapping[str, str], board: "Board") -> Process | None:
+def start(
+    planned: Planned, environment: Mapping[str, str], board: "Board", low_priority: bool = False
+) -> Process | None:
     """The process of a planned run, or None where it cannot be started, which is logged."""
     try:
-        return Process(planned, environment)
+        return Process(planned, environment, low_priority)
     except OSError as error:
         board.log_line(f"{planned.name}: cannot be started: {error.strerror or error}")
         return None
@@ -189,7 +218,8 @@ def poll(process: Process, board: "Board", stopped_by: int) -> bool:
     """Logs what a process has printed, and how it ended. Returns whether it has ended."""
     status = process.popen.poll()  # before its log: nothing comes after
     for line in process.new_lines():
-        board.log_line(f"{process.planned.name}: {line}")
+        if process.planned.command == "train" or status:  # an evaluation prints a table, of which its file has more
+            board.log_line(f"{process.planned.name}: {line}")
     process.read_metrics()
     if status is None:
         return False
@@ -271,6 +301,7 @@ def board_line(running: Sequence[Process], waiting: Sequence[Planned]) -> str:
     parts = []
     for process in running:
         shown = f"{process.step:,}/{process.planned.config.steps:,}" if process.rate else "starting"
+        shown = "evaluating" if process.planned.command == "evaluate" else shown
         parts.append(
             f"{process.planned.name} {shown}"
             + ("" if math.isnan(process.episode_return) else f" return {process.episode_return:.4g}")

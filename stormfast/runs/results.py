@@ -1,7 +1,7 @@
 """Results on disk: the runs under some paths, and what the newest evaluation of each found. Imports no torch.
 
 A path is a run, a directory above runs (such as a group of `stormfast train --seeds 5`), a pattern that the shell did
-not expand, or a result file: that of `python -m bench.learning`, or {"game", "preset", "protocol", "seeds": [{"seed",
+not expand, or a result file: that of `stormfast study`, or {"game", "preset", "protocol", "seeds": [{"seed",
 "mean_return", "minutes"}]}.
 """
 

@@ -195,8 +195,8 @@ def test_a_training_for_real_is_interrupted_and_goes_on(tmp_path: Path) -> None:
     assert [row["status"] for row in json.loads(path.read_text())["jobs"]] == ["unfinished"]
     assert subprocess.run(command, check=False, **given).returncode == 0
     assert [row["status"] for row in json.loads(path.read_text())["jobs"]] == ["passed"]
-    (learned,) = tmp_path.glob("*/learning-Catch-tiny.json")
-    (run,) = json.loads(learned.read_text())["runs"]
-    steps = [line["step"] for line in run["curve"]]
+    (learned,) = tmp_path.glob("*/learning/Catch-tiny.json")
+    (run,) = json.loads(learned.read_text())["seeds"]
+    steps = run["curve"]["step"]
     assert run["steps"] == steps[-1] == 200 and steps == sorted(set(steps)) and len(steps) > 1
     assert str(ROOT) not in path.read_text() + learned.read_text() and str(tmp_path) not in learned.read_text()

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from bench import record_tables, tables
+from stormfast.errors import UserError
 from tests.conftest import ROOT
 
 Main = Callable[..., int]
@@ -82,6 +83,21 @@ def test_only_the_last_result_of_a_device_is_shown(repository: Path) -> None:
         (folder / f"{day}-abc.json").write_text(json.dumps(content))
     rows = [line for line in tables.TABLES["benches"]().splitlines() if line.endswith("| Some GPU | abc |")]
     assert rows == ["| agent | storm | 2 (0) | - | - | - | - | 3 | 0 | Some GPU | abc |"]
+
+
+def test_results_of_studies_name_the_commit_of_each_seed(repository: Path) -> None:
+    entry = {"mean_return": 1.25, "sem": 0.5, "minutes": 9.6, "steps": 15_000, "device": "A CPU"}
+    entries = [entry | {"seed": 0, "commit": "abc"}, entry | {"seed": 1, "commit": "def", "mean_return": 2}]
+    about = {"game": "Pong", "preset": "cpu", "device": "A CPU", "commit": "def", "command": "stormfast study table"}
+    path = repository / "bench" / "results" / "learning" / "Pong-cpu.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(about | {"random": {"mean": -2, "sem": 0.1}, "seeds": entries}))
+    text = tables.TABLES["learning"]()
+    cells = "| Pong | cpu | 0, 1 | 15,000 | 10, 10 | 1.25 ± 0.500, 2.00 ± 0.500 | -2.00 ± 0.100 | A CPU | abc, def |"
+    assert cells in text.splitlines() and "- A CPU, commit abc: `stormfast study table`" in text.splitlines()
+    change(path, seeds=[entries[0] | {"commit": "abc-dirty"}])
+    with pytest.raises(UserError, match=r"Pong-cpu.json"):
+        tables.TABLES["learning"]()
 
 
 @pytest.mark.parametrize(

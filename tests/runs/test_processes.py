@@ -104,6 +104,23 @@ def test_as_many_at_once_as_told_and_lines_with_their_name(
     assert planned_runs[0].log.read_text().count(" steps/s") == 31
 
 
+def test_what_follows_a_process_starts_next_unless_it_failed(
+    planned: Callable[..., Planned], capfd: pytest.CaptureFixture[str]
+) -> None:
+    follower = replace(planned("Catch-seed0"), command="evaluate", label="an arm/Catch-seed0")
+    todo, started, ended = [planned("Catch-seed0"), planned("Catch-seed1", "fail"), planned("Catch-seed2")], [], []
+
+    def after(done: Planned) -> Planned | None:
+        ended.append(done)
+        return follower if done is todo[0] else None
+
+    processes, _ = watch(todo, 1, os.environ, before=started.append, after=after)
+    assert started == [todo[0], follower, *todo[1:]] == [process.planned for process in processes]
+    assert ended == [todo[0], follower, todo[2]]
+    assert "an arm" not in capfd.readouterr().err  # an evaluation that ends well prints a table into its log alone
+    assert follower.log == todo[0].log and follower.name == "an arm/Catch-seed0"
+
+
 def test_one_that_fails_is_told_and_the_others_go_on(
     planned: Callable[..., Planned], capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -235,6 +252,8 @@ def test_the_line_of_progress(planned: Callable[..., Planned], monkeypatch: pyte
     )
     assert board_line([fast, new], [Planned(config, ())]) == expected
     assert board_line([new], []) == "Pong-seed1 starting | 0.0 steps/s in all"
+    new.planned = replace(new.planned, command="evaluate")
+    assert board_line([new], []) == "Pong-seed1 evaluating | 0.0 steps/s in all"
 
 
 class Terminal(StringIO):
