@@ -441,7 +441,7 @@ def _rules(config: TrainConfig) -> list[tuple[bool, str]]:
     longest = f"must be <= world_model.max_length ({model.max_length})"
     rollout = imagination.context + imagination.horizon
     window = max(model.batch_length, imagination.window_length)
-    smallest = min(model.batch_size, imagination.num_windows)
+    smallest = max(1, min(model.batch_size, imagination.num_windows))
     each = f"one window of {window} steps in each of {config.num_envs} environments"
     return [
         (

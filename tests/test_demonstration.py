@@ -182,6 +182,7 @@ def test_too_short_for_a_window(tmp_path):
 def test_a_share_that_gives_no_window_of_a_batch_is_told(share, windows, contexts, holds):
     values = {"demonstration": "play.npz", "demonstration_share": share}
     sizes = {"world_model.batch_size": windows, "imagination.batch_size": contexts}
+    sizes["imagination.contexts_per_window"] = 1
     config = override(
         preset_config("cpu", "standard"), sizes | {f"replay.{name}": value for name, value in values.items()}
     )

@@ -164,7 +164,12 @@ def test_a_dead_posterior_is_told_once_and_not_to_quiet_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("stormfast.verdicts.DEAD_AFTER", 2)  # updates, of which there is one in four steps from 40 on
-    config = small_config(tmp_path / "run", game="Catch", steps=60, logging__every=5)
+    plain = {
+        "world_model__centre_frames": False,
+        "world_model__focus": 0.0,
+        "world_model__decoder_init": "default",
+    }
+    config = small_config(tmp_path / "run", game="Catch", steps=60, logging__every=5, **plain)
     run(config)
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "posterior is dead" in line]
     assert line.startswith("step 50: ")

@@ -16,6 +16,7 @@ from stormfast.verdicts import (
     verdicts,
 )
 
+PLAIN = WorldModelConfig(centre_frames=False, focus=0.0, decoder_init="default")
 MENDED = WorldModelConfig(centre_frames=True, focus=9.0, decoder_init="zero", norm_momentum=0.3)
 HEALTHY = {
     "latent_information": 12.0,
@@ -31,7 +32,7 @@ HEALTHY = {
 
 
 def test_a_dead_posterior_is_told_once_it_has_had_its_updates():
-    config = WorldModelConfig()
+    config = PLAIN
     line = dead_posterior(0.0, DEAD_AFTER, config)
     assert "\n" not in line
     assert line.startswith("the posterior is dead: latents hold 0.00 nats of the frame after 1,000 updates")
@@ -42,7 +43,7 @@ def test_a_dead_posterior_is_told_once_it_has_had_its_updates():
 
 
 def test_the_remedy_is_what_is_not_on():
-    config = WorldModelConfig(focus=4.0)
+    config = replace(PLAIN, focus=4.0)
     assert remedy(config) == "start a new run with --world-model.centre-frames --world-model.decoder-init zero"
     assert remedy(MENDED).startswith("all settings against it are on")
     without = replace(MENDED, loss=WorldModelLossConfig(reconstruction=0))
@@ -70,7 +71,7 @@ def test_a_healthy_model_has_no_verdict():
     ],
 )
 def test_each_trouble_has_its_line(numbers, start, end):
-    (line,) = verdicts(HEALTHY | numbers, 5_000, WorldModelConfig())
+    (line,) = verdicts(HEALTHY | numbers, 5_000, PLAIN)
     assert line.startswith(start)
     assert line.endswith(end)
     assert "\n" not in line

@@ -40,6 +40,7 @@ def test_the_profiled_run_is_the_presets():
         if value != flatten(preset_config("fast", "reference"))[name]
     }
     assert changed == {
+        "agent.start": 0,
         "device": "cpu",
         "precision": "float32",
         "seed": 3,
