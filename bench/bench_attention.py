@@ -15,7 +15,7 @@ from torch import Tensor
 from bench.conftest import MeasureKernel
 from bench.kernel_cases import CASES, Shape, attention_work
 from bench.providers import KernelBench
-from stormfast.settings import preset_config
+from stormfast.presets import preset_config
 from stormfast_kernels import cached_attention_step
 from stormfast_kernels.attention import cached_attention_step_reference
 

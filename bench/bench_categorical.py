@@ -16,7 +16,7 @@ from torch import Tensor
 from bench.conftest import MeasureKernel
 from bench.kernel_cases import CASES, UNIMIX, Shape, Work
 from bench.providers import KernelBench, forward_and_backward
-from stormfast.settings import preset_config
+from stormfast.presets import preset_config
 from stormfast_kernels import sample_categorical, sample_categorical_with_log_probs, unimix_log_probs
 from stormfast_kernels.categorical import sample_categorical_reference, unimix_log_probs_reference
 

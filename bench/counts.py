@@ -36,7 +36,7 @@ from bench.devices import describe
 from bench.record_tables import aligned
 from bench.script import Parser, provenance, status_of, written
 from stormfast.errors import UserError
-from stormfast.settings import PRESETS
+from stormfast.presets import PRESETS
 
 SAVED = Path(__file__).with_name("counts.json")
 GROUPS = {"phases": "torch", "compiled": "torch", "kernels": "triton"}  # group -> library whose version its counts need

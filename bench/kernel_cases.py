@@ -15,8 +15,9 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
-from stormfast.settings import PRESETS as PRESET_TABLE
-from stormfast.settings import TrainConfig, preset_config
+from stormfast.presets import PRESETS as PRESET_TABLE
+from stormfast.presets import preset_config
+from stormfast.settings import TrainConfig
 from stormfast_kernels import attention, categorical
 from stormfast_kernels.launch import Launch
 

@@ -30,8 +30,9 @@ from stormfast.measure.work import MOST_ACTIONS
 from stormfast.memory.estimate import GB, LABELS, PHASES, count, run_phases
 from stormfast.memory.meta_tensors import Peak
 from stormfast.player import Player
+from stormfast.presets import preset_config
 from stormfast.replay import Replay
-from stormfast.settings import TrainConfig, preset_config
+from stormfast.settings import TrainConfig
 
 TARGETS = {
     "storm": ("cuda", "bfloat16"),

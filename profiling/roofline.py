@@ -33,8 +33,9 @@ from stormfast.measure.op_counts import OpWork
 from stormfast.measure.phases import phase_rates
 from stormfast.measure.profile_report import number
 from stormfast.measure.work import MOST_ACTIONS, phase_work
+from stormfast.presets import PRESETS, preset_config
 from stormfast.schema import override
-from stormfast.settings import PRESETS, TrainConfig, preset_config, validate
+from stormfast.settings import TrainConfig, validate
 
 STEPS = 100_000  # of a whole training
 

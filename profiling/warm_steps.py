@@ -32,9 +32,10 @@ from stormfast.measure.peaks import synchronize
 from stormfast.measure.phases import compile_mode, take_steps, training_config, warm_run, whole_cycles
 from stormfast.measure.profile import exit_at_sigterm
 from stormfast.plan import choose_preset
+from stormfast.presets import PRESETS
 from stormfast.runs.provenance import commit
 from stormfast.runs.run import Run
-from stormfast.settings import PRESETS, ProfileConfig
+from stormfast.settings import ProfileConfig
 
 
 @contextlib.contextmanager

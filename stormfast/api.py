@@ -27,6 +27,7 @@ from stormfast.errors import UserError
 from stormfast.loop import train as train_run
 from stormfast.plan import choose_preset, plan
 from stormfast.player import Player
+from stormfast.presets import preset_config
 from stormfast.runs.directory import METRICS, load_config
 from stormfast.runs.evaluation import evaluate as evaluate_run
 from stormfast.runs.opened import opened
@@ -35,7 +36,7 @@ from stormfast.runs.trained import Trained
 from stormfast.runs.trained import load as load_trained
 from stormfast.schema import override
 from stormfast.scoring import Score
-from stormfast.settings import Preset, Protocol, TrainConfig, preset_config, validate
+from stormfast.settings import Preset, Protocol, TrainConfig, validate
 
 Metrics = dict[str, float]
 

@@ -16,8 +16,9 @@ from typing import Any, get_args
 
 from stormfast.envs.games import ATARI_100K, check_game, find
 from stormfast.errors import UserError
+from stormfast.presets import preset_config
 from stormfast.schema import check_whole_number, flatten, nearest, override
-from stormfast.settings import Preset, TrainConfig, preset_config, validate
+from stormfast.settings import Preset, TrainConfig, validate
 
 DEMONSTRATION = "{demonstration}"  # as a setting: the file that --demonstration names
 RETURN = "episode_return"

@@ -14,10 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from stormfast.learner import Learner
 from stormfast.plan import CompileMode, Plan
+from stormfast.presets import preset_config
 from stormfast.records import Batch
 from stormfast.runs.opened import opened
 from stormfast.schema import override
-from stormfast.settings import TrainConfig, preset_config
+from stormfast.settings import TrainConfig
 
 NUM_ACTIONS = 4
 

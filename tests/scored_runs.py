@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
+from stormfast.presets import preset_config
 from stormfast.schema import override
-from stormfast.settings import preset_config
 from tests.model_fixtures import create
 
 MANIFEST = json.loads((Path(__file__).parent / "data" / "run-8b83cc7" / "checkpoint" / "checkpoint.json").read_text())

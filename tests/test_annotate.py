@@ -16,8 +16,9 @@ from stormfast import annotate
 from stormfast.errors import UserError
 from stormfast.loop import advance, train
 from stormfast.measure.phases import training_config, warm_run
+from stormfast.presets import preset_config
 from stormfast.schema import override
-from stormfast.settings import ProfileConfig, preset_config
+from stormfast.settings import ProfileConfig
 from tests.conftest import ROOT
 
 

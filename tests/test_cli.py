@@ -17,9 +17,10 @@ from stormfast.commands import COMMANDS
 from stormfast.commands.evaluate import Config as EvaluateConfig
 from stormfast.errors import UserError
 from stormfast.plan import Plan
+from stormfast.presets import preset_config
 from stormfast.runs import directory as run_dir
 from stormfast.schema import flatten
-from stormfast.settings import TrainConfig, preset_config
+from stormfast.settings import TrainConfig
 
 BAD = [
     (["trian"], "Unknown command 'trian'. Did you mean 'train'?"),

@@ -7,8 +7,9 @@ import pytest
 
 from stormfast.demonstration import load_demonstration
 from stormfast.errors import UserError
+from stormfast.presets import preset_config
 from stormfast.schema import override
-from stormfast.settings import preset_config, validate
+from stormfast.settings import validate
 
 STEPS = 7
 

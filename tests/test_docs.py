@@ -15,8 +15,9 @@ from stormfast.arguments import parse
 from stormfast.commands import COMMANDS
 from stormfast.commands.train import read_config
 from stormfast.envs import games
+from stormfast.presets import PRESETS, PROTOCOLS
 from stormfast.schema import flatten
-from stormfast.settings import PRESETS, PROTOCOLS, LaunchConfig
+from stormfast.settings import LaunchConfig
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted(

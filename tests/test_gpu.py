@@ -22,13 +22,13 @@ from stormfast.commands import evaluate
 from stormfast.demonstration import Demonstration
 from stormfast.learner import Learner
 from stormfast.loop import train
+from stormfast.presets import preset_config
 from stormfast.records import Transition
 from stormfast.replay import Replay
 from stormfast.runs.checkpoint import load_checkpoint
 from stormfast.runs.metrics import Metrics
 from stormfast.runs.run import build, snapshot
 from stormfast.schema import override, to_json
-from stormfast.settings import preset_config
 from stormfast.world_model.encoder import normalize_frames
 from stormfast.world_model.losses import world_model_loss
 from stormfast_kernels import cached_attention_step, sample_categorical

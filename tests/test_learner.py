@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from stormfast.learner import Learner, build_models, minibatches
+from stormfast.presets import preset_config
 from stormfast.records import Rollout
-from stormfast.settings import preset_config
 from tests.model_fixtures import NUM_ACTIONS, make_batch, no_sync, tiny_config, tiny_learner
 
 B, C = 6, 4

@@ -18,11 +18,12 @@ import torch
 from stormfast import cli
 from stormfast.errors import UserError
 from stormfast.loop import crossed, due, train
+from stormfast.presets import preset_config
 from stormfast.runs.checkpoint import Checkpoint, load_checkpoint
 from stormfast.runs.launch import flags
 from stormfast.runs.run import env_seed, make_replay
 from stormfast.schema import override, to_json
-from stormfast.settings import TrainConfig, preset_config
+from stormfast.settings import TrainConfig
 
 SMALL = {
     "world_model.channels": (2, 3, 4, 5),

@@ -9,8 +9,9 @@ import torch
 import stormfast.plan as plan_module
 from stormfast.errors import UserError
 from stormfast.plan import choose_compile, choose_precision, choose_preset, plan
+from stormfast.presets import preset_config
 from stormfast.schema import override
-from stormfast.settings import TrainConfig, preset_config
+from stormfast.settings import TrainConfig
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
 

@@ -12,13 +12,13 @@ from typing import Any, get_args, get_type_hints
 import pytest
 from typing_extensions import Doc
 
-from stormfast import schema
+from stormfast import presets, schema
 from stormfast import settings as c
 from stormfast.commands import evaluate
 from stormfast.errors import UserError
 
-PRESETS = list(c.PRESETS)
-PROTOCOLS = list(c.PROTOCOLS)
+PRESETS = list(presets.PRESETS)
+PROTOCOLS = list(presets.PROTOCOLS)
 
 
 def refused(settings: dict[str, object], base: c.TrainConfig | None = None) -> str:
@@ -32,20 +32,20 @@ def refused(settings: dict[str, object], base: c.TrainConfig | None = None) -> s
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_are_valid_under_each_protocol(preset: str, protocol: str) -> None:
-    config = c.preset_config(preset, protocol)
+    config = presets.preset_config(preset, protocol)
     c.validate(config)
     assert (config.preset, config.protocol) == (preset, protocol)
     assert c.from_json(schema.to_json(config)) == config
 
 
 def test_presets_set_sizes_and_protocols_set_rules() -> None:
-    for preset in c.PRESETS.values():
-        for protocol in c.PROTOCOLS.values():
+    for preset in presets.PRESETS.values():
+        for protocol in presets.PROTOCOLS.values():
             assert not preset.keys() & protocol.keys()
 
 
 def test_storm_has_the_sizes_of_the_paper() -> None:
-    flat = schema.flatten(c.preset_config("storm", "standard"))
+    flat = schema.flatten(presets.preset_config("storm", "standard"))
     paper = {
         "world_model.channels": (32, 64, 128, 256),
         "world_model.categoricals": 32,
@@ -160,8 +160,8 @@ def test_no_noops_need_no_envpool(backend: str) -> None:
 
 
 def test_the_reference_protocol_starts_without_noops() -> None:
-    assert c.preset_config("storm", "reference").env == c.EnvConfig(same_seed_resets=True)
-    assert c.preset_config("storm", "reference").atari == c.AtariConfig(sticky=0.25, noop_max=0)
+    assert presets.preset_config("storm", "reference").env == c.EnvConfig(same_seed_resets=True)
+    assert presets.preset_config("storm", "reference").atari == c.AtariConfig(sticky=0.25, noop_max=0)
 
 
 def test_the_limits_of_an_environment_are_allowed() -> None:
@@ -182,7 +182,7 @@ def test_unknown_field_gets_the_nearest_name() -> None:
 
 
 def test_flatten_and_override_are_inverse() -> None:
-    config = c.preset_config("cpu", "reference")
+    config = presets.preset_config("cpu", "reference")
     assert schema.override(c.TrainConfig(), schema.flatten(config)) == config
     assert list(schema.flatten(config)) == [name for name, _ in fields_of(c.TrainConfig)]
 
@@ -216,7 +216,7 @@ def test_every_field_is_documented() -> None:
     ],
 )
 def test_resume_keeps_what_is_learned(change: dict[str, object], allowed: bool) -> None:
-    saved = c.preset_config("tiny", "standard")
+    saved = presets.preset_config("tiny", "standard")
     asked = schema.override(saved, change)
     if allowed:
         c.check_resumable(saved, asked)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from stormfast.errors import UserError
-from stormfast.settings import PRESETS
+from stormfast.presets import PRESETS
 from stormfast.study import STUDIES, Study, changed_settings, choose, choose_games, config_of, read_study
 
 OWN = {"question": "Why?", "arms": {"a": {}, "b": {"agent.entropy": 0.03, "world_model.channels": [2, 4, 8, 16]}}}

@@ -28,7 +28,7 @@ from bench.peers import runner
 from bench.peers.runner import OURS, CheckError, Row, summarize, time_interleaved
 from bench.providers import assert_same
 from bench.timing import num_sets, prepare
-from stormfast.settings import preset_config
+from stormfast.presets import preset_config
 
 NUM_DRAWS, DRAWS_PER_CALL, CHECKED_ROWS = 2**18, 2**14, 4  # a class of probability 0.01 / 32 is drawn 82 times
 MAX_DEVIATIONS = 7.0  # standard deviations of a class's count

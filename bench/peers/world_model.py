@@ -33,8 +33,9 @@ from stormfast.learner import Learner
 from stormfast.measure.op_counts import count
 from stormfast.plan import choose_compile
 from stormfast.player import Player
+from stormfast.presets import PRESETS, preset_config
 from stormfast.records import OBS_SHAPE, Batch
-from stormfast.settings import PRESETS, TrainConfig, preset_config
+from stormfast.settings import TrainConfig
 
 NUM_ACTIONS = 18  # the most of any game
 PARTS = ("world_model", "agent", "both")

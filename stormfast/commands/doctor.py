@@ -122,7 +122,7 @@ def _plans() -> str:
     from dataclasses import replace
 
     from stormfast.plan import choose_preset, plan
-    from stormfast.settings import preset_config
+    from stormfast.presets import preset_config
 
     lines = ["plan of `stormfast train --game Pong`:"]
     try:

@@ -5,15 +5,9 @@ from pathlib import Path
 
 from stormfast.envs.games import canonical_name, check_game
 from stormfast.errors import UserError
+from stormfast.presets import preset_config
 from stormfast.schema import check_name
-from stormfast.settings import (
-    LaunchConfig,
-    Preset,
-    TrainConfig,
-    check_resumable,
-    preset_config,
-    validate,
-)
+from stormfast.settings import LaunchConfig, Preset, TrainConfig, check_resumable, validate
 from stormfast.settings import LaunchConfig as Config
 
 __all__ = ["Config", "main", "read_config"]

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from stormfast.envs.games import find
 from stormfast.errors import UserError
+from stormfast.presets import PROTOCOLS
 from stormfast.schema import flatten, override
-from stormfast.settings import PROTOCOLS, AtariConfig, EnvConfig, TrainConfig, validate_env, why_not_envpool
+from stormfast.settings import AtariConfig, EnvConfig, TrainConfig, validate_env, why_not_envpool
 
 if TYPE_CHECKING:
     from stormfast.envs.vector import VectorEnv

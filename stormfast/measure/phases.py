@@ -25,11 +25,12 @@ from stormfast.measure.peaks import timed
 from stormfast.memory.estimate import act_on_black_frames
 from stormfast.plan import CompileMode
 from stormfast.player import Player
+from stormfast.presets import preset_config
 from stormfast.records import Batch, Rollout
 from stormfast.replay import Replay
 from stormfast.runs.run import Run, build
 from stormfast.schema import override
-from stormfast.settings import ProfileConfig, TrainConfig, preset_config, validate
+from stormfast.settings import ProfileConfig, TrainConfig, validate
 
 NEVER = 10**9  # steps between two metric flushes, or two checkpoints
 STEP = "step"  # the range around each iteration of the training loop, for profilers

@@ -1,7 +1,8 @@
 """The arguments of `stormfast train` that make a config."""
 
+from stormfast.presets import preset_config
 from stormfast.schema import flatten
-from stormfast.settings import TrainConfig, preset_config
+from stormfast.settings import TrainConfig
 
 
 def begin(config: TrainConfig) -> list[str]:

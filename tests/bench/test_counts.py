@@ -19,9 +19,10 @@ from stormfast.agent import Agent
 from stormfast.errors import UserError
 from stormfast.learner import Learner
 from stormfast.measure.phases import count_phases, warm_run
+from stormfast.presets import PRESETS
 from stormfast.replay import Replay
 from stormfast.schema import override
-from stormfast.settings import PRESETS, TrainConfig
+from stormfast.settings import TrainConfig
 from stormfast.world_model import WorldModel
 from tests.conftest import ROOT
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.kernel_cases import CASES, PRESETS, UNIMIX, Work, attention_step, attention_work, bytes_moved, preset_cases
-from stormfast.settings import preset_config
+from stormfast.presets import preset_config
 from stormfast_kernels import dispatch, sample_categorical_with_log_probs, unimix_log_probs
 from stormfast_kernels.attention import cached_attention_step_reference
 from tests.conftest import ROOT

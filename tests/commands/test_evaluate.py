@@ -11,11 +11,11 @@ from stormfast.commands.evaluate import Config
 from stormfast.commands.evaluate import run as run_command
 from stormfast.errors import UserError
 from stormfast.learner import build_models
+from stormfast.presets import preset_config
 from stormfast.replay import Replay
 from stormfast.runs.checkpoint import save_checkpoint
 from stormfast.runs.run import env_seed
 from stormfast.schema import override
-from stormfast.settings import preset_config
 from tests.model_fixtures import create
 
 

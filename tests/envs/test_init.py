@@ -11,8 +11,9 @@ import pytest
 from stormfast.envs import check_settings, choose_backend, make_env
 from stormfast.envs.games import ATARI_100K, atari_games
 from stormfast.errors import UserError
+from stormfast.presets import preset_config
 from stormfast.schema import override
-from stormfast.settings import TrainConfig, preset_config
+from stormfast.settings import TrainConfig
 from tests.envs.rules import Rules, rules
 
 SAME_SEED = rules(same_seed_resets=True)

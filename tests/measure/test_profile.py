@@ -18,8 +18,9 @@ from stormfast.measure.peaks import Peaks, best_of, best_seconds, floor_seconds,
 from stormfast.measure.phases import NEVER, cycle_steps, training_config
 from stormfast.measure.profile import spread
 from stormfast.measure.profile_report import WIDTH
+from stormfast.presets import preset_config
 from stormfast.schema import flatten, override
-from stormfast.settings import ProfileConfig, TrainConfig, preset_config
+from stormfast.settings import ProfileConfig, TrainConfig
 
 CPU = torch.device("cpu")
 PHASES = ["act", "sample_windows", "world_model", "sample_contexts", "imagination", "agent", "refresh", "env"]

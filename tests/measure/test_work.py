@@ -7,8 +7,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from stormfast.measure.peaks import Peaks, floor_seconds
 from stormfast.measure.phases import FullStep, count_phases, training_config, warm_run
 from stormfast.measure.work import MOST_ACTIONS, operators_as_on_a_gpu, phase_work, run_counts
+from stormfast.presets import PRESETS, preset_config
 from stormfast.schema import override
-from stormfast.settings import PRESETS, ProfileConfig, preset_config
+from stormfast.settings import ProfileConfig
 from tests.model_fixtures import tiny_config
 
 CATCH_ACTIONS = 3

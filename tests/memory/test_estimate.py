@@ -15,9 +15,10 @@ from stormfast.memory.estimate import GB, PHASES, check_fits, estimate, run_phas
 from stormfast.memory.meta_tensors import LiveBytes
 from stormfast.plan import Plan
 from stormfast.player import Player
+from stormfast.presets import preset_config
 from stormfast.replay import ROW_BYTES, Replay
 from stormfast.schema import override
-from stormfast.settings import TrainConfig, preset_config
+from stormfast.settings import TrainConfig
 from tests.model_fixtures import NUM_ACTIONS, make_batch, plan_on, tiny_config
 
 CPU = torch.device("cpu")

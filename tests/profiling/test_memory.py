@@ -10,7 +10,7 @@ from profiling import memory as report
 from profiling.memory_picture import BACKWARD, BEFORE, FORWARD, timeline
 from stormfast.memory.estimate import LABELS, PHASES, estimate
 from stormfast.memory.meta_tensors import LiveBytes
-from stormfast.settings import preset_config
+from stormfast.presets import preset_config
 
 
 def test_json_holds_the_count_and_the_picture_is_one(capsys, tmp_path):

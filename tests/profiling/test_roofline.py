@@ -10,7 +10,7 @@ from profiling.gpus import Device
 from stormfast.measure.op_counts import OpWork
 from stormfast.measure.peaks import Peaks, floor_seconds
 from stormfast.measure.work import MOST_ACTIONS, phase_work
-from stormfast.settings import preset_config
+from stormfast.presets import preset_config
 
 DEVICE = Device("a device", Peaks(1e12, 1e11, 1e10), "made up")  # ridges at 100 and 10 FLOPs per byte
 

@@ -21,13 +21,13 @@ from safetensors.torch import load_file, save_file
 
 from stormfast.commands.train import read_config
 from stormfast.errors import UserError
+from stormfast.presets import preset_config
 from stormfast.records import Transition
 from stormfast.replay import ROW_BYTES, Replay
 from stormfast.runs import checkpoint
 from stormfast.runs.checkpoint import load_checkpoint, save_checkpoint
 from stormfast.runs.manifest import describe
 from stormfast.schema import override
-from stormfast.settings import preset_config
 from tests.model_fixtures import create
 
 CPU = torch.device("cpu")

@@ -1,9 +1,9 @@
 """The arguments of `stormfast train` that make a config."""
 
 from stormfast.commands.train import read_config
+from stormfast.presets import preset_config
 from stormfast.runs.command import begin, flags
 from stormfast.schema import override
-from stormfast.settings import preset_config
 
 
 def test_flags_say_only_what_differs() -> None:

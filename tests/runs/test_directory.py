@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from stormfast.errors import UserError
+from stormfast.presets import preset_config
 from stormfast.runs import directory
 from stormfast.schema import flatten
-from stormfast.settings import TrainConfig, preset_config
+from stormfast.settings import TrainConfig
 from tests.model_fixtures import create
 
 CONFIG = preset_config("tiny", "reference")

@@ -8,10 +8,10 @@ import torch
 
 from stormfast.errors import UserError
 from stormfast.learner import build_models
+from stormfast.presets import preset_config
 from stormfast.runs.evaluation import default_episodes, evaluate
 from stormfast.runs.trained import Trained, env_seed
 from stormfast.schema import override
-from stormfast.settings import preset_config
 
 
 def run_config(**settings):

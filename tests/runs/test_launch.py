@@ -19,6 +19,7 @@ from stormfast.commands.train import read_config
 from stormfast.loop import train
 from stormfast.memory.estimate import estimate
 from stormfast.plan import Plan
+from stormfast.presets import preset_config
 from stormfast.runs import launch as seeds
 from stormfast.runs.checkpoint import load_checkpoint
 from stormfast.runs.directory import load_config
@@ -33,7 +34,7 @@ from stormfast.runs.launch import (
 )
 from stormfast.runs.manifest import File, Manifest, ReplayFiles
 from stormfast.runs.processes import Planned
-from stormfast.settings import LaunchConfig, TrainConfig, preset_config
+from stormfast.settings import LaunchConfig, TrainConfig
 from tests.model_fixtures import create, plan_on
 
 TINY = ["--game", "Catch", "--preset", "tiny", "--device", "cpu", "--logging.no-tensorboard"]

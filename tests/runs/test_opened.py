@@ -1,7 +1,6 @@
 """The directory of a run: made, refused, replaced and held."""
 
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,21 +8,8 @@ import pytest
 from stormfast.errors import UserError
 from stormfast.runs import opened
 from stormfast.runs.directory import load_config
-from stormfast.settings import TrainConfig, preset_config
 from tests.model_fixtures import create
-
-CONFIG = preset_config("tiny", "reference")
-
-
-def config_in(path: Path, **changes: object) -> TrainConfig:
-    return replace(CONFIG, run_dir=str(path), **changes)
-
-
-def message(call: object, *args: object) -> str:
-    with pytest.raises(UserError) as caught:
-        call(*args)  # type: ignore[operator]
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+from tests.runs.test_directory import CONFIG, config_in, message
 
 
 def test_default_directories_are_distinct(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

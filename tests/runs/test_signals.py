@@ -9,10 +9,10 @@ import pytest
 
 from stormfast.errors import UserError
 from stormfast.loop import train
+from stormfast.presets import preset_config
 from stormfast.runs.checkpoint import load_checkpoint
 from stormfast.runs.signals import SignalWatch
 from stormfast.schema import override
-from stormfast.settings import preset_config
 from tests.model_fixtures import create
 
 WATCHED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -8,6 +8,7 @@ import torch
 
 from stormfast.errors import UserError
 from stormfast.learner import build_models
+from stormfast.presets import preset_config
 from stormfast.replay import Replay
 from stormfast.runs.checkpoint import save_checkpoint
 from stormfast.runs.evaluation import evaluate
@@ -15,7 +16,6 @@ from stormfast.runs.run import env_seed as training_seed
 from stormfast.runs.state import with_prefix
 from stormfast.runs.trained import Trained, env_seed, load, window_sampler
 from stormfast.schema import override
-from stormfast.settings import preset_config
 from tests.model_fixtures import create
 
 ROWS = 100

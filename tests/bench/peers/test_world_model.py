@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from bench.peers import runner, world_model
 from bench.peers.runner import OURS, CheckError
 from bench.peers.world_model import NUM_ACTIONS, PARTS, Update, check_update, measure_part, our_updates, random_batch
+from stormfast.presets import preset_config
 from stormfast.schema import override
-from stormfast.settings import TrainConfig, preset_config
+from stormfast.settings import TrainConfig
 
 CPU = torch.device("cpu")
 TINY = preset_config("tiny", "standard")
