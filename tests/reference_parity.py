@@ -24,10 +24,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 
 from stormfast.agent import Agent  # noqa: E402
 from stormfast.learner import Learner  # noqa: E402
+from stormfast.presets import preset_config  # noqa: E402
 from stormfast.records import Batch, Rollout  # noqa: E402
 from stormfast.returns import percentiles  # noqa: E402
 from stormfast.schema import override  # noqa: E402
-from stormfast.settings import TrainConfig, preset_config  # noqa: E402
+from stormfast.settings import TrainConfig  # noqa: E402
 from stormfast.world_model import WorldModel  # noqa: E402
 from stormfast.world_model.encoder import normalize_frames  # noqa: E402
 from stormfast.world_model.heads import TwoHot, symexp, symlog  # noqa: E402
