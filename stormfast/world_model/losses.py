@@ -68,19 +68,15 @@ def world_model_loss(
     dynamics, dynamics_kl = free_bits_mean(kl_divergence(posterior.detach(), prior), follows, config)
     representation, representation_kl = free_bits_mean(kl_divergence(posterior, prior.detach()), follows, config)
     windows = frames.unflatten(0, batch.is_first.shape)
+    shown = windows if decoded is None else windows.index_select(1, decoded)
     weight = None
-    if config.focus:
-        if config.focus_on == "motion":
-            pixels = moving_pixels(windows, follows)
-        else:
-            assert mean_frame is not None
-            pixels = unusual_pixels(windows, mean_frame)
-        weight = focus_weight(pixels, config.focus)
-    if decoded is not None:
-        windows = windows.index_select(1, decoded)
-        weight = None if weight is None else weight.index_select(1, decoded)
+    if config.focus_on == "motion" and config.focus:
+        weight = focus_weight(moving_pixels(windows, follows, decoded), config.focus)
+    elif config.focus:
+        assert mean_frame is not None
+        weight = focus_weight(unusual_pixels(shown, mean_frame), config.focus)
     terms = {
-        "reconstruction": squared_error(prediction.reconstruction, windows.flatten(0, 1), weight),
+        "reconstruction": squared_error(prediction.reconstruction, shown.flatten(0, 1), weight),
         "reward": masked_mean(two_hot.loss(prediction.heads["reward"], batch.reward), acted),
         "termination": masked_mean(
             F.binary_cross_entropy_with_logits(logit, ended.to(logit.dtype), reduction="none"), acted

@@ -300,6 +300,14 @@ def test_pixels_that_move_weigh_more():
     assert (weight[0] == weight.min()).all()
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_motion_of_some_frames_is_that_of_all_of_them(known):
+    batch = make_batch(B, T, seed=5)
+    frames, follows = moving_frames(batch), ~batch.is_first[:, 1:] if known else None
+    for steps in (torch.arange(T), torch.tensor([0, T - 1]), torch.tensor([2])):
+        assert torch.equal(moving_pixels(frames, follows, steps), moving_pixels(frames, follows)[:, steps])
+
+
 def test_a_reset_counts_as_motion_only_where_it_is_not_known():
     batch = make_batch(B, T, seed=5)
     frames = moving_frames(batch)
@@ -355,8 +363,8 @@ def test_only_the_decoded_steps_are_compared():
             world_model_loss(p, frames.flatten(0, 1), batch, TwoHot(), config_of(focus=focus), decoded=decoded)
             for p, decoded in ((prediction, None), (part, steps))
         )
-        weight = naive_motion_weight(frames, batch.is_first, focus)
-        error = (weight * (prediction.reconstruction - frames) ** 2).sum((2, 3, 4))
-        close(got["reconstruction"], error[:, [1, 3]].mean())
+        weight = naive_motion_weight(frames, batch.is_first, focus)[:, steps]
+        error = (weight / weight.mean() * (part.reconstruction - frames[:, steps]) ** 2).sum((2, 3, 4))
+        close(got["reconstruction"], error.mean())
         for name in whole.keys() - {"reconstruction", "total"}:
             assert torch.equal(whole[name], got[name])
