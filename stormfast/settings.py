@@ -218,6 +218,9 @@ class LoggingConfig:
     save_every: Annotated[Size, Doc("environment steps between two checkpoints")] = 10_000
     tensorboard: Annotated[bool, Doc("write TensorBoard event files")] = True
     diagnose: Annotated[bool, Doc("log what the world model sees, too: diagnosis/latent_information and others")] = True
+    dreams: Annotated[
+        bool, Doc("film what the world model imagines at each checkpoint, into RUN/dreams; log dream/...")
+    ] = True
 
 
 @dataclass(frozen=True)
@@ -434,6 +437,7 @@ SINCE: dict[str, Any] = {
     "imagination.contexts_per_window": 1,
     "world_model.balance": "fixed",
     "logging.diagnose": False,
+    "logging.dreams": False,
     "world_model.centre_frames": False,
     "world_model.decode_every": 1,
     "world_model.decoder_init": "default",
@@ -477,7 +481,7 @@ def from_json(text: str) -> TrainConfig:
 RESUMABLE = frozenset(
     {
         *("steps", "run_dir", "resume", "device", "compile"),
-        *("logging.every", "logging.save_every", "logging.tensorboard", "logging.diagnose"),
+        *("logging.every", "logging.save_every", "logging.tensorboard", "logging.diagnose", "logging.dreams"),
     }
 )
 

@@ -1,8 +1,9 @@
-"""A run's dreams: from the newest rows of a replay, at its last checkpoint.
+"""A run's dreams: from the newest rows of a replay, at each save of a run, and at its last checkpoint.
 
 N dreams   C context steps   H imagined steps
 """
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,17 @@ from stormfast.envs.games import find
 from stormfast.errors import UserError
 from stormfast.records import Batch
 from stormfast.replay import Replay
+from stormfast.runs.directory import DREAMS
+from stormfast.runs.progress import log_line
+from stormfast.runs.run import Run
 from stormfast.runs.trained import load
 from stormfast.schema import check_whole_number
+from stormfast.video import write_video
 from stormfast.world_model import WorldModel
 
 HORIZON = 45  # three seconds of a game at frame skip 4
 STARTS = 4  # dreams at each save, which the numbers are of
+FILMED = 1  # of them: drawing and encoding takes most of the time
 MOST_FRAMES = 1_000  # of a film: over a minute; a .webp of as many takes 1.2 GB while it is written
 LEAST_PLAYED = 512  # steps
 
@@ -46,6 +52,35 @@ def film_of(
             f"{trained.config.game} was; try another --seed"
         )
     return DreamFilm(dream, find(trained.config.game).slug, trained.step)
+
+
+def dream_at_save(run: Run) -> DreamFilm | None:
+    """Dreams of a run as it is, from its newest rows; None where it has no decoder, or too few rows.
+
+    All that is drawn at random comes from generators of its own, and the weights are only read: the run goes on as it
+    would have without. Waits for the device.
+    """
+    model, context = run.learner.world_model, run.config.imagination.context
+    if not run.config.logging.dreams or model.decoder is None:
+        return None
+    seed = int(np.random.SeedSequence((run.config.seed, run.step, 3)).generate_state(1)[0])
+    dream = newest_dream(model, run.replay, context, HORIZON, STARTS, seed)
+    return None if dream is None else DreamFilm(dream, find(run.config.game).slug, run.step, FILMED)
+
+
+def keep_dream(run: Run, film: DreamFilm) -> None:
+    """Writes RUN/dreams/STEP.webp, and a strip to TensorBoard where it is on. One line where that fails."""
+    folder = run.run_dir / DREAMS
+    try:
+        folder.mkdir(exist_ok=True)
+        write_video(folder / f"{run.step}.webp", film.frames())
+        run.log.write_picture(run.step, "dream", film.strip())
+    except (OSError, UserError) as error:
+        line = f"step {run.step}: the dream is not kept: {error}; --logging.no-dreams leaves dreams out"
+        if run.quiet:
+            warnings.warn(line, stacklevel=2)
+        else:
+            log_line(line)
 
 
 def newest_dream(
