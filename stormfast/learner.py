@@ -1,4 +1,4 @@
-"""The learner: one optimiser step of the world model on replay, one of the agent on imagination.
+"""The learner: one optimiser step of the world model on replay, or of a part of it, one of the agent on imagination.
 
 It knows the losses and no environment; the loop in loop.py knows the environment and no loss.
 """
@@ -72,6 +72,21 @@ class Learner:
         self.world_model.eval()  # acting and imagination use the running batch-norm statistics
         self.inference.refresh()
         return detached("world_model", losses | {"grad_norm": norm})
+
+    def update_sequence_model(self, batch: Batch) -> dict[str, Tensor]:
+        """One optimiser step on replayed windows [B, T] of the sequence model and the heads alone.
+
+        The encoder is as it is for acting, so this costs no gradient of an image, and its batch norms stand still.
+        """
+        self.world_model.train()
+        with self.autocast():
+            with torch.no_grad():
+                logits = self.inference.model.encode(batch.obs)
+            losses = self.world_model.sequence_loss(batch, logits)
+        norm = self.descend("world_model", losses["total"], self.config.world_model.clip_norm)
+        self.world_model.eval()
+        self.inference.refresh()
+        return detached("sequence_model", losses | {"grad_norm": norm})
 
     def update_agent(self, context: Batch) -> dict[str, Tensor]:
         """Imagines from replayed contexts [B, C] and takes agent.minibatches optimiser steps.

@@ -22,7 +22,7 @@ from stormfast.runs.directory import has_checkpoint
 from stormfast.runs.progress import Progress, log_line
 from stormfast.runs.run import Run, build
 from stormfast.runs.signals import SignalWatch
-from stormfast.settings import TrainConfig
+from stormfast.settings import TrainConfig, WorldModelConfig
 from stormfast.verdicts import dead_posterior
 
 Callback = Callable[
@@ -163,8 +163,10 @@ def advance(run: Run) -> dict[str, float] | None:
         run.learner.centre(run.replay.mean_frame())  # from here on the world model learns
     start = config.acting.random_steps
     updates = due(before, run.step, config.world_model.updates_per_step, start)
-    for _ in range(updates):
-        run.metrics.add(run.updates.update_world_model())
+    done = updates_by(before, config)
+    for number in range(done, done + updates):
+        whole = trains_autoencoder(number, config.world_model)
+        run.metrics.add(run.updates.update_world_model() if whole else run.updates.update_sequence_model())
     for _ in range(due(before, run.step, config.agent.updates_per_step, max(start, config.agent.start))):
         run.metrics.add(run.updates.update_agent())
     if updates:
@@ -228,6 +230,11 @@ def diagnose(run: Run) -> None:
 def updates_by(step: int, config: TrainConfig) -> int:
     """Updates that the world model has had by a step."""
     return due(0, step, config.world_model.updates_per_step, config.acting.random_steps)
+
+
+def trains_autoencoder(number: int, config: WorldModelConfig) -> bool:
+    """Whether the world model's update of this number, counted from 0, is one of encoder and decoder too."""
+    return number < config.autoencoder_first or (number - config.autoencoder_first) % config.autoencoder_every == 0
 
 
 def due(before: int, after: int, per_step: float, start: int) -> int:

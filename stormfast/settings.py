@@ -125,6 +125,14 @@ class WorldModelConfig:
     decode_every: Annotated[
         Size, Doc("steps of a window of which one is reconstructed, from a random one on; neighbours are alike")
     ] = 1
+    autoencoder_every: Annotated[
+        Size, Doc("updates of which one trains encoder and decoder too; the others are of what predicts, and cheap")
+    ] = 1
+    autoencoder_first: Annotated[
+        int,
+        Bounds(ge=0, le=10**9),
+        Doc("updates at first that all train encoder and decoder"),
+    ] = 0
     focus: Annotated[
         NotNegative, Doc("a pixel that focus-on names weighs 1 + focus in the reconstruction; the mean weight is 1")
     ] = 9.0

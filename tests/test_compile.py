@@ -100,18 +100,15 @@ def history(prepare, values=None, steps=STEPS, precision=torch.float32, device=C
     player = Player(learner.inference, learner.agent, learner.config.acting, 2)
     updates = Updates(learner.config, learner, replay, default_generator(device))
     prepare(learner, updates, player)
+    of_a_step = [updates.update_world_model, updates.update_agent]
+    if learner.config.world_model.autoencoder_every > 1:
+        of_a_step.append(updates.update_sequence_model)
     torch.manual_seed(1)
     rng, losses, actions = np.random.default_rng(2), [], []
     for t in range(steps):
         obs = rng.integers(256, size=(2, 3, 64, 64), dtype=np.uint8)
         actions.append(player.act(obs, np.full(2, t % 9 == 0), np.full(2, t % 9 == 8)).tolist())
-        losses.append(
-            {
-                name: float(x)
-                for update in (updates.update_world_model, updates.update_agent)
-                for name, x in update().items()
-            }
-        )
+        losses.append({name: float(x) for update in of_a_step for name, x in update().items()})
         player.refresh()
     weights = {**dict(learner.world_model.named_parameters()), **dict(learner.agent.named_parameters(prefix="agent"))}
     return losses, actions, {name: weight.detach().cpu() for name, weight in weights.items()}
@@ -152,6 +149,7 @@ VARIANTS = [
         "agent.state": "hidden",
         "world_model.dropout": 0.1,
     },
+    {"world_model.autoencoder_every": 2, "world_model.balance": "harmony"},
 ]
 
 

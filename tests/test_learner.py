@@ -37,6 +37,35 @@ def test_a_world_model_update_moves_the_world_model_alone():
     assert all(value.shape == () and not value.requires_grad and value.isfinite() for value in metrics.values())
 
 
+@pytest.mark.parametrize("balance", ["fixed", "harmony"])
+def test_a_sequence_update_moves_what_predicts_and_nothing_that_sees(balance):
+    learner, batch = tiny_learner(values={"world_model.balance": balance, "world_model.dropout": 0.0}), make_batch()
+    learner.update_world_model(batch)  # leaves gradients and Adam's averages behind
+    model, agent = weights(learner.world_model), weights(learner.agent)
+    metrics = learner.update_sequence_model(batch)
+    predicts = ("sequence.", "prior.", "reward.", "termination.")
+    moved = {name for name in model if name.startswith(predicts)}
+    moved |= {"scales.log_scale"} if balance == "harmony" else set()
+    assert changed(learner.world_model, model) == moved
+    assert changed(learner.agent, agent) == set()
+    assert all(value.shape == () and not value.requires_grad and value.isfinite() for value in metrics.values())
+    if balance == "harmony":  # what is not there says nothing of its scale
+        gradient = learner.world_model.scales.log_scale.grad
+        assert gradient[0] == 0 and (gradient[1:] != 0).all()
+
+
+def test_a_sequence_loss_is_the_loss_of_the_same_latents_without_the_reconstruction():
+    learner, batch = tiny_learner(values={"world_model.dropout": 0.0}), make_batch()
+    model, uniform = learner.world_model, torch.rand(*batch.action.shape, learner.config.world_model.categoricals)
+    whole = model.loss_with_uniform(batch, uniform)  # in evaluation mode
+    part = model.sequence_loss_with_uniform(batch, learner.inference.model.encode(batch.obs), uniform)
+    assert part.keys() == whole.keys() - {"reconstruction"}
+    for name in part.keys() - {"total"}:
+        torch.testing.assert_close(part[name], whole[name], rtol=1e-4, atol=1e-5)
+    rest = whole["total"] - learner.config.world_model.loss.reconstruction * whole["reconstruction"]
+    torch.testing.assert_close(part["total"], rest, rtol=1e-4, atol=1e-4)
+
+
 def test_an_agent_update_moves_the_agent_alone():
     learner = tiny_learner()
     learner.update_world_model(make_batch())  # leaves gradients behind

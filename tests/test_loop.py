@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from stormfast import cli
+from stormfast.compile import Updates
 from stormfast.errors import UserError
 from stormfast.loop import crossed, due, train
 from stormfast.presets import preset_config
@@ -127,6 +130,32 @@ def test_the_agent_learns_from_its_start_on(tmp_path: Path) -> None:
         if name.startswith("optimizer.agent") and name.endswith("step")
     ]
     assert steps and all(value.item() == 5 for value in steps)  # 0.2 an environment step, of 25
+
+
+def test_the_autoencoder_learns_in_its_updates_and_a_resume_goes_on_counting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+
+    def noted(name: str, update: Callable[[Updates], dict[str, Tensor]]) -> Callable[[Updates], dict[str, Tensor]]:
+        def call(updates: Updates) -> dict[str, Tensor]:
+            if updates.learner.device.type != "meta":  # the estimate of memory makes one of each there
+                made.append(name)
+            return update(updates)
+
+        return call
+
+    for name in ("world_model", "sequence_model"):
+        monkeypatch.setattr(Updates, f"update_{name}", noted(name, getattr(Updates, f"update_{name}")))
+    config = small_config(
+        tmp_path / "run", game="Catch", steps=52, acting__random_steps=40,
+        world_model__updates_per_step=1.0, world_model__autoencoder_every=3, world_model__autoencoder_first=2,
+    )  # fmt: skip
+    run(replace(config, steps=47))
+    run(replace(config, resume=True))
+    whole, part = "world_model", "sequence_model"
+    assert made == [whole, whole, whole, part, part, whole, part, part, whole, part, part, whole]
+    assert "sequence_model/dynamics" in logged(tmp_path / "run")[-1]
 
 
 @pytest.mark.parametrize("given", [{}, {"world_model__loss__reconstruction": 0.0}, {"compile": "graphs"}])

@@ -12,7 +12,7 @@ from stormfast.world_model.encoder import Decoder, Encoder, normalize_frames
 from stormfast.world_model.harmony import LossScales
 from stormfast.world_model.heads import TwoHot, upcast
 from stormfast.world_model.latent import LatentHead, sample_latent, sample_latent_with_log_probs
-from stormfast.world_model.losses import HEADS, Prediction, world_model_loss
+from stormfast.world_model.losses import HEADS, Prediction, sequence_loss, world_model_loss
 from stormfast.world_model.transformer import SequenceModel
 
 
@@ -75,15 +75,20 @@ class WorldModel(nn.Module):
 
         Args: frames: [B*T, 3, 64, 64] in [0, 1]. uniform: [B, T, S]. decoded: [T'] steps to reconstruct; None for all.
         """
-        batch_shape = tuple(batch.action.shape)
-        posterior = self.posterior(self.encoder(frames)).unflatten(0, batch_shape)
+        posterior = self.posterior(self.encoder(frames)).unflatten(0, tuple(batch.action.shape))
+        return self.predict_from(posterior, batch, uniform, decoded)
+
+    def predict_from(
+        self, posterior: Tensor, batch: Batch, uniform: Tensor | None, decoded: Tensor | None = None, draw: bool = True
+    ) -> Prediction:
+        """predict() from the posterior's logits [B, T, S, K]; without `draw` nothing is reconstructed."""
         latent, posterior_log_probs = sample_latent_with_log_probs(posterior, uniform, self.config.unimix)
         hidden = self.sequence(latent, batch.action, batch.is_first if self.config.separate_episodes else None)
         return Prediction(
             posterior=posterior,
             posterior_log_probs=posterior_log_probs,
             prior=self.prior(hidden),
-            reconstruction=None if self.decoder is None else self.reconstruct(latent, decoded),
+            reconstruction=self.reconstruct(latent, decoded) if draw and self.decoder is not None else None,
             heads={name: getattr(self, name)(hidden) for name in HEADS if hasattr(self, name)},
             hidden=hidden,
         )
@@ -95,8 +100,11 @@ class WorldModel(nn.Module):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """All loss terms of a batch, `total` among them; draws one uniform number a categorical."""
-        uniform = torch.rand(*batch.action.shape, self.config.categoricals, device=batch.action.device)
-        return self.loss_with_uniform(batch, uniform, self.draw_decoded(batch.action))
+        return self.loss_with_uniform(batch, self.draw_uniform(batch.action), self.draw_decoded(batch.action))
+
+    def draw_uniform(self, action: Tensor) -> Tensor:
+        """One uniform number for each categorical of windows [B, T]: [B, T, S]."""
+        return torch.rand(*action.shape, self.config.categoricals, device=action.device)
 
     def draw_decoded(self, action: Tensor) -> Tensor | None:
         """Every decode_every-th step of windows [B, T] from a random one on, [T'] int64; None for all. No host sync."""
@@ -116,3 +124,15 @@ class WorldModel(nn.Module):
         return world_model_loss(
             prediction, frames, batch, self.two_hot, self.config, self.scales, decoded, self.encoder.mean_frame
         )
+
+    def sequence_loss(self, batch: Batch, logits: Tensor) -> dict[str, Tensor]:
+        """loss() of the sequence model and the heads alone, on posteriors that get no gradient.
+
+        Args: logits: [B, T, S, K] of the posterior of each frame, as encode gives them.
+        """
+        return self.sequence_loss_with_uniform(batch, logits, self.draw_uniform(batch.action))
+
+    def sequence_loss_with_uniform(self, batch: Batch, logits: Tensor, uniform: Tensor) -> dict[str, Tensor]:
+        """sequence_loss() with its random numbers given, uniform [B, T, S]."""
+        prediction = self.predict_from(logits.detach(), batch, uniform, draw=False)
+        return sequence_loss(prediction, batch, self.two_hot, self.config, self.scales)
