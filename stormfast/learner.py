@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from stormfast import annotate
 from stormfast.agent import Agent
 from stormfast.imagination import Imagination
-from stormfast.records import Batch, Rollout
+from stormfast.records import Batch, LearnedBatch, Rollout
+from stormfast.replay import FLAGS
 from stormfast.settings import TrainConfig
 from stormfast.world_model import WorldModel
 from stormfast.world_model.inference import InferenceModel, autocast
@@ -37,6 +38,7 @@ class Learner:
         self.world_model, self.agent = build_models(config, num_actions, device)
         self.inference = InferenceModel(self.world_model, precision)
         self.imagination = Imagination(self.inference, self.agent, config.imagination, precision, device)
+        self.learned = new_learned_batch(config, precision, device) if config.imagination.contexts == "batch" else None
         self.trained: dict[str, list[nn.Parameter]] = {
             "world_model": [*self.world_model.parameters()],
             "agent": self.agent.trained_parameters(),
@@ -67,22 +69,34 @@ class Learner:
         """
         self.world_model.train()
         with self.autocast():
-            losses = self.world_model.loss(batch)
+            losses = self.world_model.loss(batch, None if self.learned is None else self.learned.latent)
+        if self.learned is not None:
+            self.learned.windows.copy_(batch)
         norm = self.descend("world_model", losses["total"], self.config.world_model.clip_norm)
         self.world_model.eval()  # acting and imagination use the running batch-norm statistics
         self.inference.refresh()
         return detached("world_model", losses | {"grad_norm": norm})
 
-    def update_agent(self, context: Batch) -> dict[str, Tensor]:
-        """Imagines from replayed contexts [B, C] and takes agent.minibatches optimiser steps.
+    def update_agent(self, context: Batch | None = None) -> dict[str, Tensor]:
+        """Imagines from windows, as imagine() does, and takes agent.minibatches optimiser steps.
 
         Returns the mean of their terms.
         """
-        with annotate.phase("imagination"), self.autocast():
-            rollout = self.imagination(context)
+        with annotate.phase("imagination"):
+            rollout = self.imagine(context)
         with annotate.phase("agent"):
             steps = [self.update_agent_on(part) for part in minibatches(rollout, self.config.agent.minibatches)]
         return {name: torch.stack([step[name] for step in steps]).mean() for name in steps[0]}
+
+    def imagine(self, context: Batch | None = None) -> Rollout:
+        """A rollout from replayed windows, as Imagination takes them; without, from the windows and the latents of the
+        last world-model update, where imagination.contexts is "batch".
+        """
+        with self.autocast():
+            if context is not None:
+                return self.imagination(context)
+            assert self.learned is not None
+            return self.imagination(self.learned.windows, self.learned.latent)
 
     def update_agent_on(self, rollout: Rollout) -> dict[str, Tensor]:
         """One optimiser step of actor and critic, and the slow critic's step after it."""
@@ -109,6 +123,18 @@ class Learner:
         optimizer.found_inf = (~norm.isfinite()).float()
         optimizer.step()
         return norm
+
+
+def new_learned_batch(config: TrainConfig, dtype: torch.dtype, device: torch.device) -> LearnedBatch:
+    """Empty buffers: captured updates of world model and agent meet in them, so they stay where they are."""
+    sizes = config.world_model
+
+    def buffer(dtype: torch.dtype, *features: int) -> Tensor:
+        return torch.zeros(sizes.batch_size, sizes.batch_length, *features, dtype=dtype, device=device)
+
+    flags = {name: buffer(torch.bool) for name in FLAGS}
+    windows = Batch(buffer(torch.uint8, 0), buffer(torch.int64), buffer(torch.float32), **flags)
+    return LearnedBatch(windows, buffer(dtype, sizes.categoricals * sizes.classes))
 
 
 def minibatches(rollout: Rollout, count: int) -> Iterator[Rollout]:

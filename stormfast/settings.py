@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from typing_extensions import Doc
 
 from stormfast.errors import UserError
+from stormfast.schedule import first_unpaired
 from stormfast.schema import Bounds, check_fields, flatten, override, read_json
 
 Preset = Literal["auto", "storm", "fast", "cpu", "tiny"]
@@ -148,6 +149,10 @@ class ImaginationConfig:
     contexts_per_window: Annotated[
         Size, Doc("contexts cut from one replayed window, each a step later, so that they share its encoded frames")
     ] = 1
+    contexts: Annotated[
+        Literal["replay", "batch"],
+        Doc("drawn from replay, or all in the batch that the world model has just learned from, with its latents"),
+    ] = "replay"
     context: Annotated[int, Bounds(ge=2), Doc("replayed steps before imagination")] = 8
     start: Annotated[LatentKind, Doc("first state: the last context frame as when acting, or its predicted next")] = (
         "posterior"
@@ -320,8 +325,9 @@ def validate(config: TrainConfig, *, is_new: bool = True) -> None:
     Args: is_new: False for the settings of a saved run, which may break rules that came later.
     """
     check_fields(config)
+    batched = _rules_of_batch_contexts(config) if config.imagination.contexts == "batch" else []
     later = _rules_of_positions(config) if is_new else []
-    for holds, message in _rules(config) + later:
+    for holds, message in _rules(config) + batched + later:
         if not holds:
             raise UserError(message)
     _validate_backend(config)
@@ -382,6 +388,42 @@ def _rules(config: TrainConfig) -> list[tuple[bool, str]]:
     ]
 
 
+def _rules_of_batch_contexts(config: TrainConfig) -> list[tuple[bool, str]]:
+    """What imagination.contexts "batch" needs: all contexts of a batch, and a world-model update for each of the agent.
+
+    Each step that owes updates of the agent must owe as many of the world model, or windows would be used twice; and a
+    resumed run, whose buffers are empty, would go on otherwise than one that was never stopped.
+    """
+    model, imagination, agent = config.world_model, config.imagination, config.agent
+    per_window = model.batch_length - imagination.context + 1
+    size, learning = model.batch_size * per_window, config.acting.random_steps
+    unpaired = first_unpaired(agent.updates_per_step, max(learning, agent.start), model.updates_per_step, learning)
+    where = "where imagination.contexts is batch"
+    return [
+        (
+            per_window >= 1,
+            f"imagination.context must be <= world_model.batch_length ({model.batch_length}) {where}, got "
+            f"{imagination.context}",
+        ),
+        (
+            imagination.contexts_per_window == 1,
+            f"imagination.contexts_per_window must be 1 {where}, which takes all contexts of a window, got "
+            f"{imagination.contexts_per_window}",
+        ),
+        (
+            imagination.batch_size == size,
+            f"imagination.batch_size must be {size} {where}: {per_window} contexts in each of {model.batch_size} "
+            f"windows; got {imagination.batch_size}",
+        ),
+        (
+            unpaired is None,
+            f"each agent update needs a world-model update in the same step {where}, but step {unpaired} has too few, "
+            f"got agent.updates_per_step {agent.updates_per_step:g}; give {model.updates_per_step:g} as "
+            f"world_model.updates_per_step, and agent.start <= acting.random_steps ({learning})",
+        ),
+    ]
+
+
 def _rules_of_positions(config: TrainConfig) -> list[tuple[bool, str]]:
     """Positions that nobody trains are random vectors to whoever acts or imagines there."""
     length, imagination, context = config.world_model.batch_length, config.imagination, config.acting.context
@@ -432,6 +474,7 @@ SINCE: dict[str, Any] = {
     "agent.read_out": "symlog",
     "agent.return_floor": 1.0,
     "imagination.contexts_per_window": 1,
+    "imagination.contexts": "replay",
     "world_model.balance": "fixed",
     "logging.diagnose": False,
     "world_model.centre_frames": False,

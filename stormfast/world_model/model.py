@@ -69,15 +69,26 @@ class WorldModel(nn.Module):
         return sample_latent(logits, uniform, self.config.unimix)
 
     def predict(
-        self, frames: Tensor, batch: Batch, uniform: Tensor | None, decoded: Tensor | None = None
+        self,
+        frames: Tensor,
+        batch: Batch,
+        uniform: Tensor | None,
+        decoded: Tensor | None = None,
+        latent_buffer: Tensor | None = None,
     ) -> Prediction:
         """All predictions for a batch.
 
-        Args: frames: [B*T, 3, 64, 64] in [0, 1]. uniform: [B, T, S]. decoded: [T'] steps to reconstruct; None for all.
+        Args:
+            frames: [B*T, 3, 64, 64] in [0, 1].
+            uniform: [B, T, S].
+            decoded: [T'] steps to reconstruct; None for all.
+            latent_buffer: [B, T, S*K], which gets the sampled latents.
         """
         batch_shape = tuple(batch.action.shape)
         posterior = self.posterior(self.encoder(frames)).unflatten(0, batch_shape)
         latent, posterior_log_probs = sample_latent_with_log_probs(posterior, uniform, self.config.unimix)
+        if latent_buffer is not None:
+            latent_buffer.copy_(latent.detach())
         hidden = self.sequence(latent, batch.action, batch.is_first if self.config.separate_episodes else None)
         return Prediction(
             posterior=posterior,
@@ -93,10 +104,13 @@ class WorldModel(nn.Module):
         shown = latent if decoded is None else latent.index_select(1, decoded)
         return self.decode(shown.flatten(0, 1)).unflatten(0, shown.shape[:2])
 
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """All loss terms of a batch, `total` among them; draws one uniform number a categorical."""
+    def loss(self, batch: Batch, latent_buffer: Tensor | None = None) -> dict[str, Tensor]:
+        """All loss terms of a batch, `total` among them; draws one uniform number a categorical.
+
+        Args: latent_buffer: [B, T, S*K], which gets the sampled latents.
+        """
         uniform = torch.rand(*batch.action.shape, self.config.categoricals, device=batch.action.device)
-        return self.loss_with_uniform(batch, uniform, self.draw_decoded(batch.action))
+        return self.loss_with_uniform(batch, uniform, self.draw_decoded(batch.action), latent_buffer)
 
     def draw_decoded(self, action: Tensor) -> Tensor | None:
         """Every decode_every-th step of windows [B, T] from a random one on, [T'] int64; None for all. No host sync."""
@@ -107,12 +121,14 @@ class WorldModel(nn.Module):
         first = torch.randint(length - every * (count - 1), (1,), device=action.device)
         return first + every * torch.arange(count, device=action.device)
 
-    def loss_with_uniform(self, batch: Batch, uniform: Tensor, decoded: Tensor | None = None) -> dict[str, Tensor]:
+    def loss_with_uniform(
+        self, batch: Batch, uniform: Tensor, decoded: Tensor | None = None, latent_buffer: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """loss() with its random numbers given, uniform [B, T, S] and decoded [T'], so that it compiles to the same
         draws.
         """
         frames = normalize_frames(batch.obs)
-        prediction = self.predict(frames, batch, uniform, decoded)
+        prediction = self.predict(frames, batch, uniform, decoded, latent_buffer)
         return world_model_loss(
             prediction, frames, batch, self.two_hot, self.config, self.scales, decoded, self.encoder.mean_frame
         )
