@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from stormfast import annotate
 from stormfast.agent import Agent
 from stormfast.imagination import Imagination
-from stormfast.records import Batch, LearnedBatch, Rollout
+from stormfast.records import Batch, LearnedBatch, Replayed, Rollout, WindowRollout
 from stormfast.replay import FLAGS
+from stormfast.replay_value import replayed_steps
 from stormfast.settings import TrainConfig
 from stormfast.world_model import WorldModel
 from stormfast.world_model.inference import InferenceModel, autocast
@@ -96,7 +97,12 @@ class Learner:
             if context is not None:
                 return self.imagination(context)
             assert self.learned is not None
-            return self.imagination(self.learned.windows, self.learned.latent)
+            rollout = self.imagination(self.learned.windows, self.learned.latent)
+        if not self.config.agent.replay_value:
+            return rollout
+        ends = self.config.world_model.life_loss_terminates
+        replayed = replayed_steps(self.learned.windows, self.config.imagination.context, ends)
+        return WindowRollout(**vars(rollout), replayed=replayed)
 
     def update_agent_on(self, rollout: Rollout) -> dict[str, Tensor]:
         """One optimiser step of actor and critic, and the slow critic's step after it."""
@@ -139,10 +145,22 @@ def new_learned_batch(config: TrainConfig, dtype: torch.dtype, device: torch.dev
 
 def minibatches(rollout: Rollout, count: int) -> Iterator[Rollout]:
     """The rollout dealt into `count` equal parts: contexts lie in replay's order, demonstrations last, and each part
-    gets its share.
+    gets its share. Where it holds what was replayed too, whole windows are dealt.
     """
+    if isinstance(rollout, WindowRollout):
+        yield from window_minibatches(rollout, count)
+        return
     for i in range(count):
         yield Rollout(**{f.name: getattr(rollout, f.name)[i::count] for f in fields(rollout)})
+
+
+def window_minibatches(rollout: WindowRollout, count: int) -> Iterator[WindowRollout]:
+    """Every count-th window from the i-th on, with all rollouts from it."""
+    shape = rollout.replayed.reward.shape
+    imagined = {f.name: getattr(rollout, f.name).unflatten(0, shape) for f in fields(Rollout)}
+    for i in range(count):
+        replayed = Replayed(**{f.name: getattr(rollout.replayed, f.name)[i::count] for f in fields(Replayed)})
+        yield WindowRollout(**{name: x[i::count].flatten(0, 1) for name, x in imagined.items()}, replayed=replayed)
 
 
 def detached(prefix: str, values: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -109,3 +109,19 @@ class Rollout:
                 f"rollout of actions {(batch, horizon)} must have state [B, H+1, F] and alive [B], got {state} "
                 f"and {alive}"
             )
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What was really done at K steps of each of W windows."""
+
+    reward: Tensor  # [W, K] float32, game score of the action taken there
+    ended: Tensor  # [W, K] bool, that action ended the episode
+    known: Tensor  # [W, K] bool, the window tells what followed, if anything did
+
+
+@dataclass(frozen=True)
+class WindowRollout(Rollout):
+    """Imagined trajectories from K steps of each of W windows, in their order (B = W * K), beside what was done."""
+
+    replayed: Replayed

@@ -197,6 +197,10 @@ class AgentConfig:
     return_floor: Annotated[
         AboveZero, Doc("advantages are divided by the spread of returns where it is larger than this, else by this")
     ] = 1.0
+    replay_value: Annotated[
+        NotNegative,
+        Doc("weight of the critic's loss on returns of what was replayed; needs imagination.contexts batch"),
+    ] = 0.0
     weight_by_continuation: Annotated[bool, Doc("weight an imagined step by the chance it is reached")] = True
     head_init: Annotated[HeadInit, Doc("first weights of the critic's output layer")] = "zero"
 
@@ -335,7 +339,7 @@ def validate(config: TrainConfig, *, is_new: bool = True) -> None:
 
 def _rules(config: TrainConfig) -> list[tuple[bool, str]]:
     """What fields must be to each other: (does it hold, what to say if not)."""
-    model, imagination, replay = config.world_model, config.imagination, config.replay
+    model, imagination, replay, agent = config.world_model, config.imagination, config.replay, config.agent
     longest = f"must be <= world_model.max_length ({model.max_length})"
     rollout = imagination.context + imagination.horizon
     window = max(model.batch_length, imagination.window_length)
@@ -367,6 +371,16 @@ def _rules(config: TrainConfig) -> list[tuple[bool, str]]:
             imagination.batch_size % imagination.contexts_per_window == 0,
             f"imagination.batch_size must be a multiple of imagination.contexts_per_window "
             f"({imagination.contexts_per_window}), got {imagination.batch_size}",
+        ),
+        (
+            agent.replay_value == 0 or (imagination.contexts, imagination.start) == ("batch", "posterior"),
+            "agent.replay_value needs imagination.contexts batch and imagination.start posterior, so that imagination "
+            f"starts from the states of replayed steps, got {imagination.contexts} and {imagination.start}",
+        ),
+        (
+            agent.replay_value == 0 or model.batch_size % agent.minibatches == 0,
+            f"world_model.batch_size must be a multiple of agent.minibatches ({agent.minibatches}) where "
+            f"agent.replay_value is not 0, as windows stay whole, got {model.batch_size}",
         ),
         (replay.capacity // config.num_envs >= window, f"replay.capacity must hold {each}, got {replay.capacity}"),
         (
@@ -473,6 +487,7 @@ SINCE: dict[str, Any] = {
     "agent.start": 0,
     "agent.read_out": "symlog",
     "agent.return_floor": 1.0,
+    "agent.replay_value": 0.0,
     "imagination.contexts_per_window": 1,
     "imagination.contexts": "replay",
     "world_model.balance": "fixed",

@@ -154,7 +154,7 @@ VARIANTS = [
         "agent.state": "hidden",
         "world_model.dropout": 0.1,
     },
-    BATCH_CONTEXTS | {"agent.minibatches": 2},
+    BATCH_CONTEXTS | {"agent.minibatches": 2, "agent.replay_value": 0.3},
 ]
 
 
@@ -211,7 +211,9 @@ def test_compiled_and_captured_phases_agree_with_eager_ones_and_compile_once(bac
     )  # losses, observe, begin, step, judge, agent loss, respond: none of them twice
 
 
-@pytest.mark.parametrize("values", [{}, pytest.param(BATCH_CONTEXTS, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "values", [{}, pytest.param(BATCH_CONTEXTS | {"agent.replay_value": 0.3}, marks=pytest.mark.slow)]
+)
 def test_bfloat16_phases_compile_too(values):
     """With their backward passes traced, as inductor has them."""
     got = history(compiled_with("aot_eager"), values, steps=2, precision=torch.bfloat16)

@@ -178,6 +178,27 @@ def test_minibatches_are_the_rollout_dealt_out():
     assert [part.alive.shape for part in parts] == [(2,)] * 3
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_replayed_returns_come_with_whole_windows_and_move_the_agent_alone(count):
+    values = BATCH_CONTEXTS | {"agent.replay_value": 0.3, "agent.minibatches": count}
+    learner, batch = tiny_learner(values=values), make_batch(seed=3)
+    learner.update_world_model(batch)
+    model, agent, loss, seen = weights(learner.world_model), weights(learner.agent), learner.agent.loss, []
+    learner.agent.loss = lambda rollout: seen.append(rollout) or loss(rollout)
+    metrics = learner.update_agent()
+    assert metrics["agent/replay_value"] > 0
+    assert changed(learner.world_model, model) == set()
+    assert changed(learner.agent, agent) == set(agent)
+    assert len(seen) == count
+    assert not any(rollout.state.requires_grad for rollout in seen)
+    for i, rollout in enumerate(seen):
+        assert torch.equal(rollout.replayed.reward, batch.reward[i::count, C - 1 :])
+        ended = batch.terminated | batch.life_lost
+        assert torch.equal(rollout.replayed.ended, ended[i::count, C - 1 :])
+        latent = learner.learned.latent[i::count, C - 1 :].flatten(0, 1)
+        assert torch.equal(rollout.state[:, 0, : latent.shape[1]], latent)
+
+
 def test_the_same_seed_gives_the_same_updates():
     results = []
     for _ in range(2):

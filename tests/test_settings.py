@@ -152,6 +152,21 @@ def test_storm_has_the_sizes_of_the_paper() -> None:
             "each agent update needs a world-model update in the same step where imagination.contexts is batch, but "
             "step 1027 has too few",
         ),
+        (
+            {"agent.replay_value": 0.3},
+            "agent.replay_value needs imagination.contexts batch and imagination.start posterior, so that imagination "
+            "starts from the states of replayed steps, got replay and posterior",
+        ),
+        (
+            BATCH_CONTEXTS | {"agent.replay_value": 0.3, "imagination.start": "prior"},
+            "agent.replay_value needs imagination.contexts batch and imagination.start posterior, so that imagination "
+            "starts from the states of replayed steps, got batch and prior",
+        ),
+        (
+            BATCH_CONTEXTS | {"agent.replay_value": 0.3, "agent.minibatches": 3},
+            "world_model.batch_size must be a multiple of agent.minibatches (3) where agent.replay_value is not 0, as "
+            "windows stay whole, got 16",
+        ),
         ({"agent.minibatches": 3}, "imagination.batch_size must be a multiple of agent.minibatches (3), got 1024"),
         ({"replay.capacity": 63}, "replay.capacity must hold one window of 64 steps in each of 1 environments, got 63"),
         ({"num_envs": 17}, "acting.random_steps must fill one window of 64 steps in each of 17 environments, got 1024"),
@@ -183,6 +198,7 @@ def test_bad_settings_are_told_in_one_line(settings: dict[str, object], expected
         {"agent.updates_per_step": 0.5, "world_model.updates_per_step": 0.5, "agent.start": 1_026},
         {"agent.updates_per_step": 0.5, "world_model.updates_per_step": 1.5},
         {"agent.updates_per_step": 0.0, "world_model.updates_per_step": 0.0},
+        {"agent.replay_value": 0.3, "agent.minibatches": 4},
     ],
 )
 def test_contexts_of_the_batch_where_each_agent_update_has_its_batch(values: dict[str, object]) -> None:
