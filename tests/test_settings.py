@@ -3,6 +3,7 @@ settings.
 """
 
 import dataclasses
+import itertools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -39,10 +40,11 @@ def test_presets_are_valid_under_each_protocol(preset: str, protocol: str) -> No
     assert c.from_json(schema.to_json(config)) == config
 
 
-def test_presets_set_sizes_and_protocols_set_rules() -> None:
-    for preset in presets.PRESETS.values():
-        for protocol in presets.PROTOCOLS.values():
-            assert not preset.keys() & protocol.keys()
+def test_the_rules_of_a_protocol_win_over_a_preset() -> None:
+    for preset, protocol in itertools.product(presets.PRESETS, presets.PROTOCOLS):
+        flat = schema.flatten(presets.preset_config(preset, protocol))
+        given = presets.PRESETS[preset] | presets.PROTOCOLS[protocol]
+        assert {name: flat[name] for name in given} == given
 
 
 def test_storm_has_the_sizes_of_the_paper() -> None:
