@@ -62,6 +62,8 @@ class Updates:
 
     def update_agent(self) -> Losses:
         settings = self.config.imagination
+        if settings.contexts == "batch":
+            return self.learner.update_agent()
         with annotate.phase("sample_contexts"):
             context = self.replay.sample(settings.num_windows, settings.window_length, self.generator)
         return self.learner.update_agent(context)

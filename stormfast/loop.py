@@ -22,6 +22,7 @@ from stormfast.runs.directory import has_checkpoint
 from stormfast.runs.progress import Progress, log_line
 from stormfast.runs.run import Run, build
 from stormfast.runs.signals import SignalWatch
+from stormfast.schedule import due
 from stormfast.settings import TrainConfig, WorldModelConfig
 from stormfast.verdicts import dead_posterior
 
@@ -161,15 +162,7 @@ def advance(run: Run) -> dict[str, float] | None:
     run.step += run.collector.num_acting
     if before < config.acting.random_steps <= run.step and config.world_model.centre_frames:
         run.learner.centre(run.replay.mean_frame())  # from here on the world model learns
-    start = config.acting.random_steps
-    updates = due(before, run.step, config.world_model.updates_per_step, start)
-    done = updates_by(before, config)
-    for number in range(done, done + updates):
-        whole = trains_autoencoder(number, config.world_model)
-        run.metrics.add(run.updates.update_world_model() if whole else run.updates.update_sequence_model())
-    for _ in range(due(before, run.step, config.agent.updates_per_step, max(start, config.agent.start))):
-        run.metrics.add(run.updates.update_agent())
-    if updates:
+    if update(run, before):
         with annotate.phase("refresh"):
             run.collector.player.refresh()
     with annotate.phase("env"):
@@ -182,6 +175,25 @@ def advance(run: Run) -> dict[str, float] | None:
         with annotate.phase("log"):
             return write_metrics(run)
     return None
+
+
+def update(run: Run, before: int) -> int:
+    """The updates due since step `before`: first those of the world model, then the agent's; but an agent that starts
+    from the windows of a world-model update follows each of the last ones. Returns those of the world model.
+    """
+    config, start = run.config, run.config.acting.random_steps
+    learned = due(before, run.step, config.world_model.updates_per_step, start)
+    imagined = due(before, run.step, config.agent.updates_per_step, max(start, config.agent.start))
+    paired = min(learned, imagined) if config.imagination.contexts == "batch" else 0
+    done = updates_by(before, config)
+    for i in range(learned):
+        whole = trains_autoencoder(done + i, config.world_model)
+        run.metrics.add(run.updates.update_world_model() if whole else run.updates.update_sequence_model())
+        if i >= learned - paired:
+            run.metrics.add(run.updates.update_agent())
+    for _ in range(imagined - paired):
+        run.metrics.add(run.updates.update_agent())
+    return learned
 
 
 def save(run: Run) -> dict[str, float] | None:
@@ -235,12 +247,6 @@ def updates_by(step: int, config: TrainConfig) -> int:
 def trains_autoencoder(number: int, config: WorldModelConfig) -> bool:
     """Whether the world model's update of this number, counted from 0, is one of encoder and decoder too."""
     return number < config.autoencoder_first or (number - config.autoencoder_first) % config.autoencoder_every == 0
-
-
-def due(before: int, after: int, per_step: float, start: int) -> int:
-    """Updates owed between two step counts at `per_step` updates a step, none before `start`. Exact for any parts."""
-    owed = [int(max(0, step - start) * per_step) for step in (before, after)]
-    return owed[1] - owed[0]
 
 
 def crossed(before: int, after: int, every: int) -> bool:

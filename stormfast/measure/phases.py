@@ -90,7 +90,7 @@ class FullStep:
         self.generator, self.collector = generator, collector
         self.action: np.ndarray
         self.batch: Batch
-        self.context: Batch
+        self.context: Batch | None = None  # None: imagination starts from the world model's batch
         self.rollout: Rollout
 
     @classmethod
@@ -109,6 +109,8 @@ class FullStep:
             "agent": self.agent,
             "refresh": self.player.refresh,
         }
+        if self.config.imagination.contexts == "batch":
+            del calls["sample_contexts"]
         if self.collector is not None:
             calls["env"] = self.env
         rates = phase_rates(self.config)
@@ -151,8 +153,7 @@ class FullStep:
         return self.context.action
 
     def imagination(self) -> Tensor:
-        with self.learner.autocast():
-            self.rollout = self.learner.imagination(self.context)
+        self.rollout = self.learner.imagine(self.context)
         return self.rollout.action
 
     def agent(self) -> list[dict[str, Tensor]]:
