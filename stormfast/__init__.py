@@ -2,7 +2,7 @@
 
     import stormfast as sf
 
-    run = sf.train("Catch", preset="cpu", steps=4_500)
+    run = sf.train("Catch", preset="cpu", steps=20_000)
     run.evaluate(episodes=30).mean
 
 Everything below is loaded when it is first used, so that importing stormfast is instant.

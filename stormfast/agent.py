@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from stormfast.objective import weighted_sum
-from stormfast.records import Rollout
+from stormfast.records import Rollout, WindowRollout
+from stormfast.replay_value import replay_returns
 from stormfast.returns import ReturnScale, lambda_return
 from stormfast.settings import AgentConfig, WorldModelConfig
 from stormfast.world_model.heads import NUM_BINS, TwoHot, mlp, upcast
@@ -90,7 +91,10 @@ class Agent(nn.Module):
             "slow_value": (weight * self.two_hot.cross_entropy(value_log_probs, targets.slow_returns)).mean(),
             "entropy": (weight * entropy).mean(),
         }
+        if isinstance(rollout, WindowRollout):
+            terms["replay_value"] = self.replay_value(rollout, value_log_probs[:, 0], targets.slow_returns[:, 0])
         weights = {"policy": 1.0, "value": 1.0, "slow_value": 1.0, "entropy": -config.entropy}
+        weights["replay_value"] = config.replay_value
         return {
             "total": weighted_sum(terms, weights),
             **terms,
@@ -99,6 +103,19 @@ class Agent(nn.Module):
             "imagined_return": targets.returns.mean(),
             "imagined_reward": rollout.reward.mean(),
         }
+
+    def replay_value(self, rollout: WindowRollout, value_log_probs: Tensor, imagined: Tensor) -> Tensor:
+        """Cross-entropy of the critic at the first states to the returns of what was really done there, 0-d.
+
+        The mean over all steps but each window's last, where a step whose return is not known counts 0.
+
+        Args: value_log_probs: [B, N] of the first states. imagined: [B], lambda-returns from them.
+        """
+        replayed = rollout.replayed
+        shape = replayed.reward.shape
+        returns = replay_returns(replayed, imagined.unflatten(0, shape), self.config.gamma, self.config.lam)
+        loss = self.two_hot.cross_entropy(value_log_probs.unflatten(0, shape)[:, :-1], returns)
+        return (replayed.known[:, :-1] * loss).mean()
 
     @torch.no_grad()
     def targets(self, rollout: Rollout, value_logits: Tensor) -> Targets:

@@ -24,6 +24,7 @@ from stormfast import annotate
 from stormfast.learner import Learner
 from stormfast.plan import CompileMode
 from stormfast.player import Player
+from stormfast.records import Batch
 from stormfast.replay import Replay
 from stormfast.settings import TrainConfig
 
@@ -44,15 +45,25 @@ class Updates:
     def __init__(self, config: TrainConfig, learner: Learner, replay: Replay, generator: torch.Generator) -> None:
         self.config, self.learner, self.replay, self.generator = config, learner, replay, generator
 
-    def update_world_model(self) -> Losses:
+    def sample_windows(self) -> Batch:
         settings = self.config.world_model
         with annotate.phase("sample_windows"):
-            batch = self.replay.sample(settings.batch_size, settings.batch_length, self.generator)
+            return self.replay.sample(settings.batch_size, settings.batch_length, self.generator)
+
+    def update_world_model(self) -> Losses:
+        batch = self.sample_windows()
         with annotate.phase("world_model"):
             return self.learner.update_world_model(batch)
 
+    def update_sequence_model(self) -> Losses:
+        batch = self.sample_windows()
+        with annotate.phase("sequence_model"):
+            return self.learner.update_sequence_model(batch)
+
     def update_agent(self) -> Losses:
         settings = self.config.imagination
+        if settings.contexts == "batch":
+            return self.learner.update_agent()
         with annotate.phase("sample_contexts"):
             context = self.replay.sample(settings.num_windows, settings.window_length, self.generator)
         return self.learner.update_agent(context)
@@ -70,7 +81,7 @@ def compile_run(mode: CompileMode, updates: Updates, player: Player) -> None:
 def compile_parts(learner: Learner, player: Player) -> None:
     """One compiled function for each thing that is computed; the imagined step is one, called again for each step."""
     for owner, names in (
-        (learner.world_model, ("loss_with_uniform",)),
+        (learner.world_model, ("loss_with_uniform", "sequence_loss_with_uniform")),
         (learner.imagination, ("observe", "prefill", "step", "predict_reward_and_continuation")),
         (learner.agent, ("loss",)),
         (player, ("act_with_uniform",)),
@@ -83,6 +94,7 @@ def capture_updates(updates: Updates, player: Player) -> None:
     shared = GraphPool(updates.learner.device)
     for owner, name, label in (
         (updates, "update_world_model", "world_model"),
+        (updates, "update_sequence_model", "sequence_model"),
         (updates, "update_agent", "imagination+agent"),
         (player, "act_on_device", ""),
         (player, "refresh", ""),

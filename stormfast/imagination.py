@@ -36,32 +36,36 @@ class Imagination:
         )
 
     @torch.no_grad()
-    def __call__(self, windows: Batch) -> Rollout:
+    def __call__(self, windows: Batch, latent: Tensor | None = None) -> Rollout:
         """Imagines config.horizon steps from replayed windows. Source: STORM, arXiv 2310.09615, section 3.2.
 
-        Args: windows: [B, C], each a context; [B / k, C + k - 1] where k contexts are cut from each window.
+        Args:
+            windows: [B, C], each a context; [B / k, C + k - 1] where k contexts are cut from each window.
+            latent: [B / k, C + k - 1, S*K], latents of the frames, with any k; without, the frames are encoded.
         """
         model = self.world_model
         batch, horizon, device = self.config.batch_size, self.config.horizon, windows.action.device
         wanted, got = (self.config.num_windows, self.config.window_length), tuple(windows.action.shape)
-        if got != wanted:
+        if latent is None and got != wanted:
             raise ValueError(f"imagination starts from windows {wanted}, got {got}")
         copy_over(self.actor_pairs)
+        observed = self.config.context if latent is None else 0
         uniform = torch.rand(
-            self.config.context + horizon + 1, batch, model.config.categoricals, device=device
+            observed + horizon + 1, batch, model.config.categoricals, device=device
         )  # every latent's draw, in one launch
         action_uniform = torch.rand(horizon, batch, device=device)
-        drawn = uniform[: self.config.context].flatten(0, 1)[: windows.action.numel()]  # as many as there are frames
-        latent = self.observe(windows.obs, drawn.unflatten(0, windows.action.shape[::-1]).transpose(0, 1))
+        if latent is None:
+            drawn = uniform[:observed].flatten(0, 1)[: windows.action.numel()]  # as many as there are frames
+            latent = self.observe(windows.obs, drawn.unflatten(0, windows.action.shape[::-1]).transpose(0, 1))
         context = windows
-        if self.config.contexts_per_window > 1:
+        if got[1] > self.config.context:
             latent, context = stretches(latent, self.config.context), windows.stretches(self.config.context)
-        latent, hidden = self.prefill(context, latent, uniform[self.config.context])
+        latent, hidden = self.prefill(context, latent, uniform[observed])
         states, actions, log_probs, hiddens = [self.agent.state(latent, hidden)], [], [], []
         for t in range(horizon):
             self.cache.reserve(model.sequence.tokens.per_step)
             latent, hidden, action, log_prob = self.step(
-                states[-1], latent, action_uniform[t], uniform[self.config.context + 1 + t]
+                states[-1], latent, action_uniform[t], uniform[observed + 1 + t]
             )
             states.append(self.agent.state(latent, hidden))
             actions.append(action)

@@ -23,7 +23,8 @@ from stormfast.runs.dreams import dream_at_save, keep_dream
 from stormfast.runs.progress import Progress, log_line
 from stormfast.runs.run import Run, build
 from stormfast.runs.signals import SignalWatch
-from stormfast.settings import TrainConfig
+from stormfast.schedule import due
+from stormfast.settings import TrainConfig, WorldModelConfig
 from stormfast.verdicts import dead_posterior
 
 Callback = Callable[
@@ -163,13 +164,7 @@ def advance(run: Run) -> dict[str, float] | None:
     run.step += run.collector.num_acting
     if before < config.acting.random_steps <= run.step and config.world_model.centre_frames:
         run.learner.centre(run.replay.mean_frame())  # from here on the world model learns
-    start = config.acting.random_steps
-    updates = due(before, run.step, config.world_model.updates_per_step, start)
-    for _ in range(updates):
-        run.metrics.add(run.updates.update_world_model())
-    for _ in range(due(before, run.step, config.agent.updates_per_step, max(start, config.agent.start))):
-        run.metrics.add(run.updates.update_agent())
-    if updates:
+    if update(run, before):
         with annotate.phase("refresh"):
             run.collector.player.refresh()
     with annotate.phase("env"):
@@ -182,6 +177,25 @@ def advance(run: Run) -> dict[str, float] | None:
         with annotate.phase("log"):
             return write_metrics(run)
     return None
+
+
+def update(run: Run, before: int) -> int:
+    """The updates due since step `before`: first those of the world model, then the agent's; but an agent that starts
+    from the windows of a world-model update follows each of the last ones. Returns those of the world model.
+    """
+    config, start = run.config, run.config.acting.random_steps
+    learned = due(before, run.step, config.world_model.updates_per_step, start)
+    imagined = due(before, run.step, config.agent.updates_per_step, max(start, config.agent.start))
+    paired = min(learned, imagined) if config.imagination.contexts == "batch" else 0
+    done = updates_by(before, config)
+    for i in range(learned):
+        whole = trains_autoencoder(done + i, config.world_model)
+        run.metrics.add(run.updates.update_world_model() if whole else run.updates.update_sequence_model())
+        if i >= learned - paired:
+            run.metrics.add(run.updates.update_agent())
+    for _ in range(imagined - paired):
+        run.metrics.add(run.updates.update_agent())
+    return learned
 
 
 def save(run: Run) -> dict[str, float] | None:
@@ -238,10 +252,9 @@ def updates_by(step: int, config: TrainConfig) -> int:
     return due(0, step, config.world_model.updates_per_step, config.acting.random_steps)
 
 
-def due(before: int, after: int, per_step: float, start: int) -> int:
-    """Updates owed between two step counts at `per_step` updates a step, none before `start`. Exact for any parts."""
-    owed = [int(max(0, step - start) * per_step) for step in (before, after)]
-    return owed[1] - owed[0]
+def trains_autoencoder(number: int, config: WorldModelConfig) -> bool:
+    """Whether the world model's update of this number, counted from 0, is one of encoder and decoder too."""
+    return number < config.autoencoder_first or (number - config.autoencoder_first) % config.autoencoder_every == 0
 
 
 def crossed(before: int, after: int, every: int) -> bool:

@@ -61,6 +61,12 @@ class Batch:
             if shape[:2] != lead or len(lead) != 2 or (f.name != "obs" and len(shape) != 2):
                 raise ValueError(f"batch field {f.name} must start with [B, T] = {lead}, got {shape}")
 
+    def copy_(self, other: "Batch") -> None:
+        """Takes over another's values, all but the frames."""
+        for f in fields(self):
+            if f.name != "obs":
+                getattr(self, f.name).copy_(getattr(other, f.name))
+
     def stretches(self, length: int) -> "Batch":
         """As the function of that name, of each field."""
         return Batch(**{f.name: stretches(getattr(self, f.name), length) for f in fields(self)})
@@ -69,6 +75,14 @@ class Batch:
 def stretches(x: Tensor, length: int) -> Tensor:
     """All stretches of `length` steps of each window, in order: [B, T, ...] -> [B * (T - length + 1), length, ...]."""
     return x.unfold(1, length, 1).movedim(-1, 2).flatten(0, 1)
+
+
+@dataclass(frozen=True)
+class LearnedBatch:
+    """What the world model learned from last: windows, and the latents that it sampled. No gradient."""
+
+    windows: Batch  # [B, T], without frames: obs is [B, T, 0]
+    latent: Tensor  # [B, T, S*K]
 
 
 @dataclass(frozen=True)
@@ -95,3 +109,19 @@ class Rollout:
                 f"rollout of actions {(batch, horizon)} must have state [B, H+1, F] and alive [B], got {state} "
                 f"and {alive}"
             )
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What was really done at K steps of each of W windows."""
+
+    reward: Tensor  # [W, K] float32, game score of the action taken there
+    ended: Tensor  # [W, K] bool, that action ended the episode
+    known: Tensor  # [W, K] bool, the window tells what followed, if anything did
+
+
+@dataclass(frozen=True)
+class WindowRollout(Rollout):
+    """Imagined trajectories from K steps of each of W windows, in their order (B = W * K), beside what was done."""
+
+    replayed: Replayed

@@ -10,7 +10,11 @@ from torch import Tensor, nn
 
 
 def lambda_return(
-    reward: Tensor, discount: Tensor, value: Tensor, lam: float, bootstrap: Literal["next", "current"] = "next"
+    reward: Tensor,
+    discount: Tensor,
+    value: Tensor,
+    lam: float | Tensor,
+    bootstrap: Literal["next", "current"] = "next",
 ) -> Tensor:
     """Lambda-returns of imagined rollouts, by one backward scan.
 
@@ -20,7 +24,7 @@ def lambda_return(
         reward: [B, H], game score of action t (not symlog).
         discount: [B, H] in [0, 1], gamma * P(episode goes on).
         value: [B, H+1], critic at states 0..H.
-        lam: in [0, 1]; 0 is one-step TD, 1 is Monte Carlo.
+        lam: in [0, 1]; 0 is one-step TD, 1 is Monte Carlo. One for all steps, or [B, H].
         bootstrap: "next" as above; "current" mixes in value[t] instead of value[t+1], as the original's code does.
     Returns: [B, H].
     Raises: ValueError when the shapes do not fit.

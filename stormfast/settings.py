@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from typing_extensions import Doc
 
 from stormfast.errors import UserError
+from stormfast.schedule import first_unpaired
 from stormfast.schema import Bounds, check_fields, flatten, override, read_json
 
 Preset = Literal["auto", "storm", "fast", "cpu", "tiny"]
@@ -125,6 +126,14 @@ class WorldModelConfig:
     decode_every: Annotated[
         Size, Doc("steps of a window of which one is reconstructed, from a random one on; neighbours are alike")
     ] = 1
+    autoencoder_every: Annotated[
+        Size, Doc("updates of which one trains encoder and decoder too; the others are of what predicts, and cheap")
+    ] = 1
+    autoencoder_first: Annotated[
+        int,
+        Bounds(ge=0, le=10**9),
+        Doc("updates at first that all train encoder and decoder"),
+    ] = 0
     focus: Annotated[
         NotNegative, Doc("a pixel that focus-on names weighs 1 + focus in the reconstruction; the mean weight is 1")
     ] = 9.0
@@ -148,6 +157,10 @@ class ImaginationConfig:
     contexts_per_window: Annotated[
         Size, Doc("contexts cut from one replayed window, each a step later, so that they share its encoded frames")
     ] = 1
+    contexts: Annotated[
+        Literal["replay", "batch"],
+        Doc("drawn from replay, or all in the batch that the world model has just learned from, with its latents"),
+    ] = "replay"
     context: Annotated[int, Bounds(ge=2), Doc("replayed steps before imagination")] = 8
     start: Annotated[LatentKind, Doc("first state: the last context frame as when acting, or its predicted next")] = (
         "posterior"
@@ -192,6 +205,10 @@ class AgentConfig:
     return_floor: Annotated[
         AboveZero, Doc("advantages are divided by the spread of returns where it is larger than this, else by this")
     ] = 1.0
+    replay_value: Annotated[
+        NotNegative,
+        Doc("weight of the critic's loss on returns of what was replayed; needs imagination.contexts batch"),
+    ] = 0.0
     weight_by_continuation: Annotated[bool, Doc("weight an imagined step by the chance it is reached")] = True
     head_init: Annotated[HeadInit, Doc("first weights of the critic's output layer")] = "zero"
 
@@ -323,8 +340,9 @@ def validate(config: TrainConfig, *, is_new: bool = True) -> None:
     Args: is_new: False for the settings of a saved run, which may break rules that came later.
     """
     check_fields(config)
+    batched = _rules_of_batch_contexts(config) if config.imagination.contexts == "batch" else []
     later = _rules_of_positions(config) if is_new else []
-    for holds, message in _rules(config) + later:
+    for holds, message in _rules(config) + batched + later:
         if not holds:
             raise UserError(message)
     _validate_backend(config)
@@ -332,7 +350,7 @@ def validate(config: TrainConfig, *, is_new: bool = True) -> None:
 
 def _rules(config: TrainConfig) -> list[tuple[bool, str]]:
     """What fields must be to each other: (does it hold, what to say if not)."""
-    model, imagination, replay = config.world_model, config.imagination, config.replay
+    model, imagination, replay, agent = config.world_model, config.imagination, config.replay, config.agent
     longest = f"must be <= world_model.max_length ({model.max_length})"
     rollout = imagination.context + imagination.horizon
     window = max(model.batch_length, imagination.window_length)
@@ -365,6 +383,16 @@ def _rules(config: TrainConfig) -> list[tuple[bool, str]]:
             f"imagination.batch_size must be a multiple of imagination.contexts_per_window "
             f"({imagination.contexts_per_window}), got {imagination.batch_size}",
         ),
+        (
+            agent.replay_value == 0 or (imagination.contexts, imagination.start) == ("batch", "posterior"),
+            "agent.replay_value needs imagination.contexts batch and imagination.start posterior, so that imagination "
+            f"starts from the states of replayed steps, got {imagination.contexts} and {imagination.start}",
+        ),
+        (
+            agent.replay_value == 0 or model.batch_size % agent.minibatches == 0,
+            f"world_model.batch_size must be a multiple of agent.minibatches ({agent.minibatches}) where "
+            f"agent.replay_value is not 0, as windows stay whole, got {model.batch_size}",
+        ),
         (replay.capacity // config.num_envs >= window, f"replay.capacity must hold {each}, got {replay.capacity}"),
         (
             config.acting.random_steps // config.num_envs >= window,
@@ -381,6 +409,42 @@ def _rules(config: TrainConfig) -> list[tuple[bool, str]]:
             f"({model.batch_size}) "
             f"and of the windows that imagination starts from ({imagination.num_windows}), got "
             f"{replay.demonstration_share}; give {1 / smallest:.2g} or more",
+        ),
+    ]
+
+
+def _rules_of_batch_contexts(config: TrainConfig) -> list[tuple[bool, str]]:
+    """What imagination.contexts "batch" needs: all contexts of a batch, and a world-model update for each of the agent.
+
+    Each step that owes updates of the agent must owe as many of the world model, or windows would be used twice; and a
+    resumed run, whose buffers are empty, would go on otherwise than one that was never stopped.
+    """
+    model, imagination, agent = config.world_model, config.imagination, config.agent
+    per_window = model.batch_length - imagination.context + 1
+    size, learning = model.batch_size * per_window, config.acting.random_steps
+    unpaired = first_unpaired(agent.updates_per_step, max(learning, agent.start), model.updates_per_step, learning)
+    where = "where imagination.contexts is batch"
+    return [
+        (
+            per_window >= 1,
+            f"imagination.context must be <= world_model.batch_length ({model.batch_length}) {where}, got "
+            f"{imagination.context}",
+        ),
+        (
+            imagination.contexts_per_window == 1,
+            f"imagination.contexts_per_window must be 1 {where}, which takes all contexts of a window, got "
+            f"{imagination.contexts_per_window}",
+        ),
+        (
+            imagination.batch_size == size,
+            f"imagination.batch_size must be {size} {where}: {per_window} contexts in each of {model.batch_size} "
+            f"windows; got {imagination.batch_size}",
+        ),
+        (
+            unpaired is None,
+            f"each agent update needs a world-model update in the same step {where}, but step {unpaired} has too few, "
+            f"got agent.updates_per_step {agent.updates_per_step:g}; give {model.updates_per_step:g} as "
+            f"world_model.updates_per_step, and agent.start <= acting.random_steps ({learning})",
         ),
     ]
 
@@ -434,8 +498,12 @@ SINCE: dict[str, Any] = {
     "agent.start": 0,
     "agent.read_out": "symlog",
     "agent.return_floor": 1.0,
+    "agent.replay_value": 0.0,
     "imagination.contexts_per_window": 1,
+    "imagination.contexts": "replay",
     "world_model.balance": "fixed",
+    "world_model.autoencoder_every": 1,
+    "world_model.autoencoder_first": 0,
     "logging.diagnose": False,
     "logging.dreams": False,
     "world_model.centre_frames": False,

@@ -124,7 +124,10 @@ STUDIES: dict[str, Study] = {
     ),
     "seeing": Study(
         "What makes the world model see small things that move, on random play?",
-        {arm: settings | _OFF | {"acting.random_steps": 4_000} for arm, settings in _SEEING.items()},
+        {
+            arm: settings | _OFF | {"acting.random_steps": 4_000, "world_model.updates_per_step": 0.5}
+            for arm, settings in _SEEING.items()
+        },
         games=("Pong", "Breakout", "UpNDown", "Krull"),
         steps=5_000,
         show="diagnosis/motion_explained",
@@ -139,12 +142,18 @@ STUDIES: dict[str, Study] = {
         {"alone": _OFF | {"world_model.loss.dynamics": 0.0, "world_model.loss.representation": 0.0}},
         show="world_model/reconstruction",
     ),
+    "frozen-autoencoder": Study(
+        "What does the sequence model learn on an autoencoder that learns no more?",
+        {
+            "learning": _OFF,
+            "frozen": _OFF | {"world_model.autoencoder_first": 1_000, "world_model.autoencoder_every": 10**9},
+        },
+        show="diagnosis/reward_nonzero",
+    ),
 }
 """The built-in studies: name -> table of settings.
 
-Among the first experiments one is missing: a sequence model on a frozen autoencoder needs a setting that freezes the
-autoencoder, and there is none. `autoencoder` trains no prior and no agent; reward and termination, whose weights cannot
-be 0, still reach it.
+`autoencoder` trains no prior and no agent; reward and termination, whose weights cannot be 0, still reach it.
 """
 
 

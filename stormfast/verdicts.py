@@ -14,6 +14,7 @@ LAG_ABOVE = 0.1  # nats; norm_momentum 0.1 at a learning rate of 6e-4 leaves 0.1
 DRAWN_BELOW = 0.2  # of the brightness; Pong has 0.14 at step 20,053 without the remedies, 0.44 at step 4,001 with them
 PREDICTED_BELOW = 0.1  # of the mean reward of that sign
 FEWEST_REWARDS = 5  # of one sign, below which nothing is said of them
+MEMORISED_ABOVE = 1.0  # nats of cross-entropy on rewards of fresh play above that on replay
 
 
 def verdicts(numbers: Mapping[str, float | None], updates: int, config: WorldModelConfig) -> list[str]:
@@ -78,3 +79,13 @@ def unpredicted_rewards(numbers: Mapping[str, float | None], sign: str) -> str:
         return ""
     found = f"{sign} rewards are not predicted: {predicted:.3g} where they are {true:.3g} in the mean of {count:.0f}"
     return f"{found}; train longer, and see first that small things are drawn"
+
+
+def memorised_rewards(replay: Mapping[str, float | None], fresh: Mapping[str, float | None]) -> str:
+    """A line where rewards are known in replay and not in play that the model was not trained on."""
+    known, new = (numbers["reward_nonzero"] for numbers in (replay, fresh))
+    counts = [fresh.get(f"reward_count_{sign}") or 0.0 for sign in ("negative", "positive")]
+    if known is None or new is None or sum(counts) < FEWEST_REWARDS or new - known <= MEMORISED_ABOVE:
+        return ""
+    found = f"rewards are memorised: a cross-entropy of {known:.2f} nats on those of replay, {new:.2f} on new ones"
+    return f"{found}; give it more play an update, by a smaller --world-model.updates-per-step and more --steps"

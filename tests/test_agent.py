@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from stormfast.agent import Agent, reach_probability
-from stormfast.records import Rollout
+from stormfast.records import Replayed, Rollout, WindowRollout
 from stormfast.returns import lambda_return, percentiles
 from tests.model_fixtures import NUM_ACTIONS, double_precision, no_sync, randomize, tiny_config
 
@@ -172,6 +172,43 @@ def test_every_term_and_gradient_is_that_of_the_loops(protocol, values):
     assert_same(gradients(agent, got["total"]), gradients(agent, expected["total"]))
     assert (got["return_scale"] > 1) == (values.get("percentile_decay") == 0.0)  # both sides of max(1, S) are covered
     torch.testing.assert_close(got["imagined_reward"], rollout.reward.mean())
+
+
+def window_rollout(agent, windows=3, steps=4):
+    """Rollouts from random states beside random steps of replay."""
+    g = torch.Generator().manual_seed(4)
+    reward = torch.randn(windows, steps, generator=g)
+    ended, known = (torch.rand(windows, steps, generator=g) < share for share in (0.3, 0.7))
+    return WindowRollout(**vars(make_rollout(agent, windows * steps)), replayed=Replayed(reward, ended, known))
+
+
+def test_the_loss_on_replayed_returns_is_that_of_the_loops_and_moves_the_critic_alone():
+    agent, config = build(replay_value=0.3), build().config
+    rollout = window_rollout(agent)
+    replayed, (windows, steps) = rollout.replayed, rollout.replayed.reward.shape
+    slow = agent.two_hot.decode(agent.slow_critic(rollout.state))
+    imagined = lambda_return(rollout.reward, config.gamma * rollout.continuation, slow, config.lam)[:, 0]
+    expected, count = 0.0, windows * (steps - 1)
+    for w in range(windows):
+        following = imagined[w * steps + steps - 1]
+        for k in reversed(range(steps - 1)):
+            after = imagined[w * steps + k + 1]
+            if replayed.known[w, k + 1]:
+                after = (1 - config.lam) * after + config.lam * following
+            following = replayed.reward[w, k] + config.gamma * (not replayed.ended[w, k]) * after
+            if replayed.known[w, k]:
+                logits = agent.critic(rollout.state[w * steps + k, 0])
+                expected += agent.two_hot.loss(logits, following.detach()) / count
+    losses = agent.loss(rollout)
+    torch.testing.assert_close(losses["replay_value"], expected, rtol=1e-10, atol=1e-12)
+    assert_same(gradients_of(agent, losses["replay_value"]), gradients_of(agent, expected))
+    moved = {
+        n.split(".")[0] for n, g in gradients_of(agent, losses["replay_value"]).items() if g is not None and g.any()
+    }
+    assert moved == {"critic"}
+    plain = build(replay_value=0.0).loss(make_rollout(agent, windows * steps))
+    assert plain.keys() == losses.keys() - {"replay_value"}
+    torch.testing.assert_close(losses["total"], plain["total"] + 0.3 * losses["replay_value"])
 
 
 def test_policy_loss_moves_the_actor_alone_and_value_losses_the_critic_alone():

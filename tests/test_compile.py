@@ -14,6 +14,7 @@ from stormfast.compile import (
     capture_updates,
     compile_parts,
 )
+from stormfast.demonstration import Demonstration
 from stormfast.learner import Learner
 from stormfast.player import Player
 from stormfast.records import Transition
@@ -80,9 +81,9 @@ def learner_on(device, values, precision):
     return learner
 
 
-def lived_through(device=CPU, rows=60):
+def lived_through(device=CPU, rows=60, **options):
     """A replay of random play, with ends of episodes."""
-    replay, rng = Replay(256, 2, device), np.random.default_rng(0)
+    replay, rng = Replay(256, 2, device, **options), np.random.default_rng(0)
     for t in range(rows):
         flags = {name: rng.random(2) < 0.1 for name in ("terminated", "truncated", "life_lost")}
         is_first, is_last = np.full(2, t % 13 == 0), np.full(2, t % 13 == 12)
@@ -100,18 +101,15 @@ def history(prepare, values=None, steps=STEPS, precision=torch.float32, device=C
     player = Player(learner.inference, learner.agent, learner.config.acting, 2)
     updates = Updates(learner.config, learner, replay, default_generator(device))
     prepare(learner, updates, player)
+    of_a_step = [updates.update_world_model, updates.update_agent]
+    if learner.config.world_model.autoencoder_every > 1:
+        of_a_step.append(updates.update_sequence_model)
     torch.manual_seed(1)
     rng, losses, actions = np.random.default_rng(2), [], []
     for t in range(steps):
         obs = rng.integers(256, size=(2, 3, 64, 64), dtype=np.uint8)
         actions.append(player.act(obs, np.full(2, t % 9 == 0), np.full(2, t % 9 == 8)).tolist())
-        losses.append(
-            {
-                name: float(x)
-                for update in (updates.update_world_model, updates.update_agent)
-                for name, x in update().items()
-            }
-        )
+        losses.append({name: float(x) for update in of_a_step for name, x in update().items()})
         player.refresh()
     weights = {**dict(learner.world_model.named_parameters()), **dict(learner.agent.named_parameters(prefix="agent"))}
     return losses, actions, {name: weight.detach().cpu() for name, weight in weights.items()}
@@ -142,6 +140,7 @@ def assert_same_history(got, expected, steps, rtol):
         )
 
 
+BATCH_CONTEXTS = {"imagination.contexts": "batch", "imagination.batch_size": 16}  # 4 in each of 4 windows
 VARIANTS = [
     {},
     {"agent.minibatches": 2, "imagination.start": "prior", "world_model.tokens": "separate"},
@@ -152,12 +151,15 @@ VARIANTS = [
         "agent.state": "hidden",
         "world_model.dropout": 0.1,
     },
+    {"world_model.autoencoder_every": 2, "world_model.balance": "harmony"},
+    BATCH_CONTEXTS | {"agent.minibatches": 2, "agent.replay_value": 0.3},
 ]
 
 
-def test_static_buffers_change_nothing():
-    captured = history(lambda learner, updates, player: capture_updates(updates, player), steps=9)
-    assert_same_history(captured, history(lambda *parts: None, steps=9), 9, rtol=0)
+@pytest.mark.parametrize("values", [{}, BATCH_CONTEXTS])
+def test_static_buffers_change_nothing(values):
+    captured = history(lambda learner, updates, player: capture_updates(updates, player), values, steps=9)
+    assert_same_history(captured, history(lambda *parts: None, values, steps=9), 9, rtol=0)
 
 
 @pytest.fixture
@@ -207,10 +209,13 @@ def test_compiled_and_captured_phases_agree_with_eager_ones_and_compile_once(bac
     )  # losses, observe, begin, step, judge, agent loss, respond: none of them twice
 
 
-def test_bfloat16_phases_compile_too():
+@pytest.mark.parametrize(
+    "values", [{}, pytest.param(BATCH_CONTEXTS | {"agent.replay_value": 0.3}, marks=pytest.mark.slow)]
+)
+def test_bfloat16_phases_compile_too(values):
     """With their backward passes traced, as inductor has them."""
-    got = history(compiled_with("aot_eager"), steps=2, precision=torch.bfloat16)
-    expected = history(lambda *parts: None, steps=2, precision=torch.bfloat16)
+    got = history(compiled_with("aot_eager"), values, steps=2, precision=torch.bfloat16)
+    expected = history(lambda *parts: None, values, steps=2, precision=torch.bfloat16)
     assert_same_history(got, expected, 2, rtol=1e-3)
 
 
@@ -237,12 +242,33 @@ def test_what_a_phase_learns_from_is_drawn_inside_it():
             assert torch.equal(getattr(got, f.name), getattr(batch, f.name))
 
 
+def test_contexts_of_the_batch_are_drawn_once_and_those_of_the_demonstration_come_last():
+    learner = tiny_learner(values=BATCH_CONTEXTS)
+    shown = Demonstration(
+        obs=np.zeros((20, 3, 64, 64), np.uint8),
+        action=np.full(20, 3),
+        reward=np.ones(20, np.float32),
+        terminated=np.zeros(20, np.bool_),
+        is_first=np.zeros(20, np.bool_),
+    )
+    replay = lived_through(demonstration=shown, demonstration_share=0.25)
+    updates, drawn, draw = Updates(learner.config, learner, replay, torch.default_generator), [], replay.draw
+    replay.draw = lambda *args: drawn.append(args) or draw(*args)
+    updates.update_world_model()
+    updates.update_agent()
+    assert [args[:2] for args in drawn] == [(4, 7)]
+    windows = learner.learned.windows
+    assert (windows.reward[3] == 1).all() and (windows.action[3] == 3).all()
+    assert not (windows.reward[:3] == 1).any()
+
+
 # --- captured for real -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("values", [{}, BATCH_CONTEXTS])
 @pytest.mark.parametrize("compiled", [False, True])
-def test_on_cuda_replayed_graphs_agree_with_eager_phases(compiled):
+def test_on_cuda_replayed_graphs_agree_with_eager_phases(compiled, values):
     """The same random numbers too: a replay takes up the generator where the call before left it."""
 
     def prepare(learner, updates, player):
@@ -253,8 +279,8 @@ def test_on_cuda_replayed_graphs_agree_with_eager_phases(compiled):
 
     captured, cuda = [], torch.device("cuda", 0)
     with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-        got = history(prepare, device=cuda)
-        expected = history(lambda *parts: None, device=cuda)
+        got = history(prepare, values, device=cuda)
+        expected = history(lambda *parts: None, values, device=cuda)
     assert all(phase.graph is not None for phase in captured)
     assert_same_history(got, expected, STEPS, rtol=1e-3)
 

@@ -63,7 +63,7 @@ def test_the_first_example_of_readme_runs(
     small = {"acting.random_steps": 64, "logging.tensorboard": False}
 
     def train_little(game: str, *, preset: str, steps: int, settings: dict[str, object]) -> object:
-        assert (preset, steps) == ("cpu", 4_500)
+        assert (preset, steps) == ("cpu", 20_000)
         return train(game, preset="tiny", steps=70, device="cpu", settings=small | settings)
 
     monkeypatch.chdir(tmp_path)

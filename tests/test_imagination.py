@@ -7,7 +7,7 @@ import torch
 
 from stormfast.player import Player
 from stormfast.records import Batch
-from tests.model_fixtures import NUM_ACTIONS, double_precision, make_batch, no_sync, tiny_learner
+from tests.model_fixtures import NUM_ACTIONS, double_precision, make_batch, no_sync, one_hot_latent, tiny_learner
 
 B, C, H, S, K, D = 6, 4, 5, 3, 5, 12
 
@@ -88,6 +88,35 @@ def test_every_state_is_that_of_the_full_forward_pass(tokens, protocol, start, c
         torch.testing.assert_close(rollout.log_prob[:, t], log_policy[torch.arange(B), chosen])
         past, action = torch.cat([past, latent[:, None]], 1), torch.cat([action, chosen[:, None]], 1)
         is_first = torch.cat([is_first, torch.zeros(B, 1, dtype=torch.bool)], 1)
+
+
+@pytest.mark.parametrize("tokens", ["fused", "separate"])
+@pytest.mark.parametrize("start", ["posterior", "prior"])
+@torch.no_grad()
+def test_given_latents_are_a_prefill_of_the_same_rows_and_no_frame_is_encoded(tokens, start):
+    """All contexts of each window, in order."""
+    num_windows, length = 2, C + B // 2 - 1
+    values = {"imagination.contexts": "batch", "world_model.tokens": tokens, "imagination.start": start}
+    learner, windows = tiny_learner(values=values), make_batch(num_windows, length, seed=2)
+    windows.is_first[0, C - 1] = True  # where a context ends
+    windows.is_last[1, C] = True
+    latent = one_hot_latent(num_windows, length, generator=torch.Generator().manual_seed(3))
+    encoded = []
+    learner.inference.folded.embed = encoded.append
+    torch.manual_seed(7)
+    rollout = learner.imagination(dataclasses.replace(windows, obs=windows.obs[:, :, :0]), latent)
+    assert encoded == []
+    torch.manual_seed(7)
+    uniform = torch.rand(H + 1, B, S)
+    spans = [(w, slice(k, k + C)) for w in range(num_windows) for k in range(length - C + 1)]
+    context = Batch(
+        **{f.name: torch.stack([getattr(windows, f.name)[at] for at in spans]) for f in dataclasses.fields(Batch)}
+    )
+    begun = torch.cat(learner.imagination.prefill(context, torch.stack([latent[at] for at in spans]), uniform[0]), -1)
+    torch.testing.assert_close(rollout.state[:, 0], begun, rtol=0, atol=0)
+    assert torch.equal(rollout.alive, learner.imagination.alive_at_start(context))
+    assert not rollout.alive[B // 2 + 1]  # is_last, at the second context of the second window
+    assert len(rollout.state[:, 0].unique(dim=0)) == B
 
 
 @torch.no_grad()

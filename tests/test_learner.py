@@ -8,9 +8,11 @@ import torch
 from stormfast.learner import Learner, build_models, minibatches
 from stormfast.presets import preset_config
 from stormfast.records import Rollout
+from stormfast.world_model.encoder import normalize_frames
 from tests.model_fixtures import NUM_ACTIONS, make_batch, no_sync, tiny_config, tiny_learner
 
 B, C = 6, 4
+BATCH_CONTEXTS = {"imagination.contexts": "batch", "imagination.batch_size": 16}  # 4 in each of 4 windows
 
 
 def fresh_learner(values=None, precision=torch.float32):
@@ -37,6 +39,35 @@ def test_a_world_model_update_moves_the_world_model_alone():
     assert all(value.shape == () and not value.requires_grad and value.isfinite() for value in metrics.values())
 
 
+@pytest.mark.parametrize("balance", ["fixed", "harmony"])
+def test_a_sequence_update_moves_what_predicts_and_nothing_that_sees(balance):
+    learner, batch = tiny_learner(values={"world_model.balance": balance, "world_model.dropout": 0.0}), make_batch()
+    learner.update_world_model(batch)  # leaves gradients and Adam's averages behind
+    model, agent = weights(learner.world_model), weights(learner.agent)
+    metrics = learner.update_sequence_model(batch)
+    predicts = ("sequence.", "prior.", "reward.", "termination.")
+    moved = {name for name in model if name.startswith(predicts)}
+    moved |= {"scales.log_scale"} if balance == "harmony" else set()
+    assert changed(learner.world_model, model) == moved
+    assert changed(learner.agent, agent) == set()
+    assert all(value.shape == () and not value.requires_grad and value.isfinite() for value in metrics.values())
+    if balance == "harmony":  # what is not there says nothing of its scale
+        gradient = learner.world_model.scales.log_scale.grad
+        assert gradient[0] == 0 and (gradient[1:] != 0).all()
+
+
+def test_a_sequence_loss_is_the_loss_of_the_same_latents_without_the_reconstruction():
+    learner, batch = tiny_learner(values={"world_model.dropout": 0.0}), make_batch()
+    model, uniform = learner.world_model, torch.rand(*batch.action.shape, learner.config.world_model.categoricals)
+    whole = model.loss_with_uniform(batch, uniform)  # in evaluation mode
+    part = model.sequence_loss_with_uniform(batch, learner.inference.model.encode(batch.obs), uniform)
+    assert part.keys() == whole.keys() - {"reconstruction"}
+    for name in part.keys() - {"total"}:
+        torch.testing.assert_close(part[name], whole[name], rtol=1e-4, atol=1e-5)
+    rest = whole["total"] - learner.config.world_model.loss.reconstruction * whole["reconstruction"]
+    torch.testing.assert_close(part["total"], rest, rtol=1e-4, atol=1e-4)
+
+
 def test_an_agent_update_moves_the_agent_alone():
     learner = tiny_learner()
     learner.update_world_model(make_batch())  # leaves gradients behind
@@ -46,6 +77,41 @@ def test_an_agent_update_moves_the_agent_alone():
     assert changed(learner.agent, agent) == set(agent)
     assert metrics["agent/grad_norm"] > 0
     assert all(value.shape == () and not value.requires_grad and value.isfinite() for value in metrics.values())
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("minibatches", [1, 4])
+def test_the_agent_starts_from_the_windows_and_latents_of_the_world_model(precision, minibatches):
+    """Of the update before, with the latents that its loss sampled."""
+    learner = tiny_learner(values=BATCH_CONTEXTS | {"agent.minibatches": minibatches}, precision=precision)
+    other, batch = tiny_learner(precision=precision), make_batch(seed=3)
+    learner.update_world_model(make_batch(seed=2))
+    where = learner.learned.latent.data_ptr()
+    learner.world_model.load_state_dict(other.world_model.state_dict())
+    torch.manual_seed(5)
+    learner.update_world_model(batch)
+    torch.manual_seed(5)
+    uniform = torch.rand(4, 7, 3)
+    with other.autocast(), torch.no_grad():
+        logits = other.world_model.train().posterior(other.world_model.encoder(normalize_frames(batch.obs)))
+        latent = other.world_model.sample(logits.unflatten(0, (4, 7)), uniform)
+    assert torch.equal(learner.learned.latent, latent)
+    assert latent.dtype == learner.learned.latent.dtype == precision
+    assert learner.learned.latent.data_ptr() == where
+    windows = learner.learned.windows
+    assert windows.obs.shape == (4, 7, 0)
+    assert all(torch.equal(getattr(windows, f.name), getattr(batch, f.name)) for f in dataclasses.fields(batch)[1:])
+    torch.manual_seed(6)
+    with learner.autocast():
+        expected = learner.imagination(windows, latent)
+    seen, model, loss = [], weights(learner.world_model), learner.agent.loss
+    learner.agent.loss = lambda rollout: seen.append(rollout) or loss(rollout)
+    torch.manual_seed(6)
+    assert learner.update_agent()["agent/grad_norm"] > 0
+    assert changed(learner.world_model, model) == set()
+    assert len(seen) == minibatches
+    for i, part in enumerate(seen):
+        assert torch.equal(part.state, expected.state[i::minibatches])
 
 
 def test_models_are_in_evaluation_mode_but_for_the_world_model_loss():
@@ -141,6 +207,27 @@ def test_minibatches_are_the_rollout_dealt_out():
     assert [part.alive.shape for part in parts] == [(2,)] * 3
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_replayed_returns_come_with_whole_windows_and_move_the_agent_alone(count):
+    values = BATCH_CONTEXTS | {"agent.replay_value": 0.3, "agent.minibatches": count}
+    learner, batch = tiny_learner(values=values), make_batch(seed=3)
+    learner.update_world_model(batch)
+    model, agent, loss, seen = weights(learner.world_model), weights(learner.agent), learner.agent.loss, []
+    learner.agent.loss = lambda rollout: seen.append(rollout) or loss(rollout)
+    metrics = learner.update_agent()
+    assert metrics["agent/replay_value"] > 0
+    assert changed(learner.world_model, model) == set()
+    assert changed(learner.agent, agent) == set(agent)
+    assert len(seen) == count
+    assert not any(rollout.state.requires_grad for rollout in seen)
+    for i, rollout in enumerate(seen):
+        assert torch.equal(rollout.replayed.reward, batch.reward[i::count, C - 1 :])
+        ended = batch.terminated | batch.life_lost
+        assert torch.equal(rollout.replayed.ended, ended[i::count, C - 1 :])
+        latent = learner.learned.latent[i::count, C - 1 :].flatten(0, 1)
+        assert torch.equal(rollout.state[:, 0, : latent.shape[1]], latent)
+
+
 def test_the_same_seed_gives_the_same_updates():
     results = []
     for _ in range(2):
@@ -216,6 +303,12 @@ def test_updates_do_not_wait_for_the_device(precision):
     with no_sync():
         learner.update_world_model(batch)
         learner.update_agent(context)
+    learner = tiny_learner(values=BATCH_CONTEXTS, precision=precision)
+    learner.update_world_model(batch)
+    learner.update_agent()
+    with no_sync():
+        learner.update_world_model(batch)
+        learner.update_agent()
 
 
 @pytest.mark.parametrize(("protocol", "marks"), [("standard", True), ("reference", False)])

@@ -7,17 +7,21 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from stormfast import cli
+from stormfast.compile import Updates
 from stormfast.errors import UserError
-from stormfast.loop import crossed, due, train
+from stormfast.loop import crossed, train, update
 from stormfast.presets import preset_config
 from stormfast.runs.checkpoint import Checkpoint, load_checkpoint
 from stormfast.runs.launch import flags
@@ -57,14 +61,6 @@ def logged(run_dir: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("per_step", [0, 0.25, 0.3, 1, 2.5])
-def test_due_counts_the_same_over_any_partition(per_step: float) -> None:
-    start, cuts = 64, [0, 1, 7, 63, 64, 65, 66, 100, 103, 200]
-    pieces = sum(due(a, b, per_step, start) for a, b in itertools.pairwise(cuts))
-    assert pieces == due(0, 200, per_step, start) == int((200 - start) * per_step)
-    assert due(0, start, per_step, start) == 0
-
-
 def test_crossed_fires_once_an_interval_for_any_stride() -> None:
     for stride in (1, 3, 4, 7):
         steps = list(range(0, 1000, stride))
@@ -72,13 +68,21 @@ def test_crossed_fires_once_an_interval_for_any_stride() -> None:
         assert len(fired) == steps[-1] // 50
 
 
+BATCH_CONTEXTS = {  # of 4 windows of 12 steps, 9 contexts of 4 each
+    "imagination__contexts": "batch",
+    "imagination__batch_size": 36,
+    "agent__updates_per_step": 0.25,
+}
+
+
 @pytest.mark.parametrize(
-    ("game", "backend", "num_envs"), [("Catch", "auto", 1), ("Catch", "auto", 3), ("Pong", "ale", 1)]
+    ("game", "backend", "num_envs", "learning"),
+    [("Catch", "auto", 1, {}), ("Catch", "auto", 3, {}), ("Pong", "ale", 1, {}), ("Catch", "auto", 3, BATCH_CONTEXTS)],
 )
 def test_resumed_run_is_bit_identical_to_an_uninterrupted_one(
-    tmp_path: Path, game: str, backend: str, num_envs: int
+    tmp_path: Path, game: str, backend: str, num_envs: int, learning: dict[str, Any]
 ) -> None:
-    options = {
+    options = learning | {
         "game": game,
         "env_backend": backend,
         "num_envs": num_envs,
@@ -111,6 +115,25 @@ def test_metrics_follow_the_intervals_and_are_not_doubled_by_a_resume(tmp_path: 
     assert seconds == sorted(seconds)
 
 
+@pytest.mark.parametrize(("contexts", "order"), [("replay", "wwwwaa"), ("batch", "wwwawa")])
+def test_an_agent_that_starts_from_a_batch_learns_right_after_it(tmp_path: Path, contexts: str, order: str) -> None:
+    """Four updates of the world model and two of the agent are due at once."""
+    options = {"world_model__updates_per_step": 1.0, "agent__updates_per_step": 0.5, "imagination__contexts": contexts}
+    made: list[str] = []
+
+    def updates(name: str) -> Callable[[], dict[str, Any]]:
+        return lambda: made.append(name) or {}
+
+    stub = SimpleNamespace(
+        config=small_config(tmp_path, **options),
+        step=48,
+        metrics=SimpleNamespace(add=lambda values: None),
+        updates=SimpleNamespace(update_world_model=updates("w"), update_agent=updates("a")),
+    )
+    assert update(stub, 44) == 4
+    assert "".join(made) == order
+
+
 def test_the_agent_learns_from_its_start_on(tmp_path: Path) -> None:
     config = small_config(
         tmp_path / "run", game="Catch", steps=100, agent__start=75, agent__updates_per_step=0.2, logging__every=25
@@ -127,6 +150,32 @@ def test_the_agent_learns_from_its_start_on(tmp_path: Path) -> None:
         if name.startswith("optimizer.agent") and name.endswith("step")
     ]
     assert steps and all(value.item() == 5 for value in steps)  # 0.2 an environment step, of 25
+
+
+def test_the_autoencoder_learns_in_its_updates_and_a_resume_goes_on_counting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+
+    def noted(name: str, update: Callable[[Updates], dict[str, Tensor]]) -> Callable[[Updates], dict[str, Tensor]]:
+        def call(updates: Updates) -> dict[str, Tensor]:
+            if updates.learner.device.type != "meta":  # the estimate of memory makes one of each there
+                made.append(name)
+            return update(updates)
+
+        return call
+
+    for name in ("world_model", "sequence_model"):
+        monkeypatch.setattr(Updates, f"update_{name}", noted(name, getattr(Updates, f"update_{name}")))
+    config = small_config(
+        tmp_path / "run", game="Catch", steps=52, acting__random_steps=40,
+        world_model__updates_per_step=1.0, world_model__autoencoder_every=3, world_model__autoencoder_first=2,
+    )  # fmt: skip
+    run(replace(config, steps=47))
+    run(replace(config, resume=True))
+    whole, part = "world_model", "sequence_model"
+    assert made == [whole, whole, whole, part, part, whole, part, part, whole, part, part, whole]
+    assert "sequence_model/dynamics" in logged(tmp_path / "run")[-1]
 
 
 @pytest.mark.parametrize("given", [{}, {"world_model__loss__reconstruction": 0.0}, {"compile": "graphs"}])

@@ -3,6 +3,7 @@ settings.
 """
 
 import dataclasses
+import itertools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from stormfast.errors import UserError
 
 PRESETS = list(presets.PRESETS)
 PROTOCOLS = list(presets.PROTOCOLS)
+BATCH_CONTEXTS = {"imagination.contexts": "batch", "imagination.batch_size": 912}  # of storm: 16 windows of 57 contexts
 
 
 def refused(settings: dict[str, object], base: c.TrainConfig | None = None) -> str:
@@ -38,10 +40,11 @@ def test_presets_are_valid_under_each_protocol(preset: str, protocol: str) -> No
     assert c.from_json(schema.to_json(config)) == config
 
 
-def test_presets_set_sizes_and_protocols_set_rules() -> None:
-    for preset in presets.PRESETS.values():
-        for protocol in presets.PROTOCOLS.values():
-            assert not preset.keys() & protocol.keys()
+def test_the_rules_of_a_protocol_win_over_a_preset() -> None:
+    for preset, protocol in itertools.product(presets.PRESETS, presets.PROTOCOLS):
+        flat = schema.flatten(presets.preset_config(preset, protocol))
+        given = presets.PRESETS[preset] | presets.PROTOCOLS[protocol]
+        assert {name: flat[name] for name in given} == given
 
 
 def test_storm_has_the_sizes_of_the_paper() -> None:
@@ -126,6 +129,46 @@ def test_storm_has_the_sizes_of_the_paper() -> None:
             {"imagination.contexts_per_window": 3},
             "imagination.batch_size must be a multiple of imagination.contexts_per_window (3), got 1024",
         ),
+        (
+            {"imagination.contexts": "batch", "imagination.contexts_per_window": 2},
+            "imagination.contexts_per_window must be 1 where imagination.contexts is batch, which takes all contexts "
+            "of a window, got 2",
+        ),
+        (
+            {"imagination.contexts": "batch"},
+            "imagination.batch_size must be 912 where imagination.contexts is batch: 57 contexts in each of 16 "
+            "windows; got 1024",
+        ),
+        (
+            {"imagination.contexts": "batch", "imagination.context": 40, "world_model.batch_length": 32},
+            "imagination.context must be <= world_model.batch_length (32) where imagination.contexts is batch, got 40",
+        ),
+        (
+            BATCH_CONTEXTS | {"agent.updates_per_step": 0.3, "world_model.updates_per_step": 0.5},
+            "each agent update needs a world-model update in the same step where imagination.contexts is batch, but "
+            "step 1031 has too few, got agent.updates_per_step 0.3; give 0.5 as world_model.updates_per_step, and "
+            "agent.start <= acting.random_steps (1024)",
+        ),
+        (
+            BATCH_CONTEXTS | {"agent.updates_per_step": 0.5, "world_model.updates_per_step": 0.5, "agent.start": 1_025},
+            "each agent update needs a world-model update in the same step where imagination.contexts is batch, but "
+            "step 1027 has too few",
+        ),
+        (
+            {"agent.replay_value": 0.3},
+            "agent.replay_value needs imagination.contexts batch and imagination.start posterior, so that imagination "
+            "starts from the states of replayed steps, got replay and posterior",
+        ),
+        (
+            BATCH_CONTEXTS | {"agent.replay_value": 0.3, "imagination.start": "prior"},
+            "agent.replay_value needs imagination.contexts batch and imagination.start posterior, so that imagination "
+            "starts from the states of replayed steps, got batch and prior",
+        ),
+        (
+            BATCH_CONTEXTS | {"agent.replay_value": 0.3, "agent.minibatches": 3},
+            "world_model.batch_size must be a multiple of agent.minibatches (3) where agent.replay_value is not 0, as "
+            "windows stay whole, got 16",
+        ),
         ({"agent.minibatches": 3}, "imagination.batch_size must be a multiple of agent.minibatches (3), got 1024"),
         ({"replay.capacity": 63}, "replay.capacity must hold one window of 64 steps in each of 1 environments, got 63"),
         ({"num_envs": 17}, "acting.random_steps must fill one window of 64 steps in each of 17 environments, got 1024"),
@@ -147,6 +190,21 @@ def test_storm_has_the_sizes_of_the_paper() -> None:
 )
 def test_bad_settings_are_told_in_one_line(settings: dict[str, object], expected: str) -> None:
     assert refused(settings).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"agent.updates_per_step": 0.25, "agent.start": 2_500},  # a world-model update at every step
+        {"agent.updates_per_step": 0.5, "world_model.updates_per_step": 0.5, "agent.start": 1_026},
+        {"agent.updates_per_step": 0.5, "world_model.updates_per_step": 1.5},
+        {"agent.updates_per_step": 0.0, "world_model.updates_per_step": 0.0},
+        {"agent.replay_value": 0.3, "agent.minibatches": 4},
+    ],
+)
+def test_contexts_of_the_batch_where_each_agent_update_has_its_batch(values: dict[str, object]) -> None:
+    c.validate(schema.override(c.TrainConfig(), BATCH_CONTEXTS | values))
 
 
 def test_a_saved_run_may_break_rules_that_came_later() -> None:

@@ -25,7 +25,7 @@ def test_arms_of_built_in_studies_can_be_and_differ(name: str) -> None:
 
 def test_arms_are_compared_with_the_preset_and_at_as_many_steps() -> None:
     state, budget = STUDIES["agent-state"], STUDIES["budget"]
-    assert changed_settings(config_of(state, "latent", preset="cpu")) == {"steps": 15_000, "agent.state": "latent"}
+    assert changed_settings(config_of(state, "latent", preset="cpu")) == {"steps": 40_000, "agent.state": "latent"}
     assert config_of(state, "latent", preset="cpu", steps=7).steps == 7
     assert [config_of(budget, arm, preset="cpu", steps=70).steps for arm in budget.arms] == [70, 700, 7_000]
     assert {study.seeds for study in STUDIES.values()} == {3, 5}

@@ -12,6 +12,7 @@ from stormfast.verdicts import (
     FEWEST_REWARDS,
     LAG_ABOVE,
     dead_posterior,
+    memorised_rewards,
     remedy,
     verdicts,
 )
@@ -85,3 +86,12 @@ def test_momentum_that_is_already_large_is_not_advised():
 def test_too_few_rewards_are_not_judged():
     few = {"reward_count_negative": FEWEST_REWARDS - 1.0, "reward_predicted_negative": 0.0}
     assert verdicts(HEALTHY | few, 5_000, WorldModelConfig()) == []
+
+
+def test_rewards_are_memorised_where_those_of_fresh_play_are_unknown():
+    replay, fresh = {"reward_nonzero": 0.7}, {"reward_nonzero": 2.7, "reward_count_negative": FEWEST_REWARDS}
+    line = memorised_rewards(replay, fresh)
+    assert line.startswith("rewards are memorised: a cross-entropy of 0.70 nats on those of replay, 2.70 on new ones;")
+    assert line.endswith("smaller --world-model.updates-per-step and more --steps")
+    for other in ({"reward_nonzero": 1.6}, {"reward_nonzero": None}, {"reward_count_negative": FEWEST_REWARDS - 1.0}):
+        assert memorised_rewards(replay, fresh | other) == ""

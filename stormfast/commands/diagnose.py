@@ -1,7 +1,8 @@
 """Say what a run's world model sees, draws and predicts, and what is wrong with it.
 
 Measured at the last checkpoint, on windows of the run's own replay: drawn uniformly from all of it, and from its last
-tenth, which is the newest play. The verdicts below the table are those of all of replay.
+tenth, which is the newest play; and of fresh play of the agent, which the model was never trained on. The verdicts
+below the table are those of all of replay, and of how it differs from fresh play.
 """
 
 import json
@@ -51,8 +52,13 @@ class Config:
     """Settings of a diagnosis."""
 
     run: Annotated[str, Doc("run directory, as `stormfast train` printed it")]
-    windows: Annotated[int, UP_TO_1000, Doc("windows drawn from all of replay, and as many from its last tenth")] = 64
+    windows: Annotated[
+        int, UP_TO_1000, Doc("windows drawn from all of replay, and as many from its last tenth and from fresh play")
+    ] = 64
     horizon: Annotated[int, UP_TO_1000, Doc("steps imagined ahead")] = 16
+    play: Annotated[
+        int, Bounds(ge=0, le=100_000), Doc("steps of fresh play; 0 for none, as where the game is not at hand")
+    ] = 1_000
     seed: Annotated[Seed, Doc("seed of windows and imagination")] = 0
     device: Annotated[str, Doc("auto, cpu, cuda or cuda:N")] = "auto"
     json: Annotated[bool, Doc("print one JSON object, and nothing else, on stdout")] = False
@@ -71,6 +77,7 @@ def run(config: Config) -> int:
         Path(config.run),
         windows=config.windows,
         horizon=config.horizon,
+        play=config.play,
         seed=config.seed,
         device=config.device,
     )

@@ -52,10 +52,13 @@ def phase_rates(config: TrainConfig) -> dict[str, float]:
     """Calls of each phase per environment step."""
     collected = 1 / config.num_envs
     learned, imagined = config.world_model.updates_per_step, config.agent.updates_per_step
+    whole = learned / config.world_model.autoencoder_every
+    in_part = {} if whole == learned else {"sequence_model": learned - whole}
     return {
         "act": collected,
         "sample_windows": learned,
-        "world_model": learned,
+        "world_model": whole,
+        **in_part,
         "sample_contexts": imagined,
         "imagination": imagined,
         "agent": imagined,
@@ -87,7 +90,7 @@ class FullStep:
         self.generator, self.collector = generator, collector
         self.action: np.ndarray
         self.batch: Batch
-        self.context: Batch
+        self.context: Batch | None = None  # None: imagination starts from the world model's batch
         self.rollout: Rollout
 
     @classmethod
@@ -100,20 +103,23 @@ class FullStep:
             "act": self.act,
             "sample_windows": self.sample_windows,
             "world_model": self.world_model,
+            "sequence_model": self.sequence_model,
             "sample_contexts": self.sample_contexts,
             "imagination": self.imagination,
             "agent": self.agent,
             "refresh": self.player.refresh,
         }
+        if self.config.imagination.contexts == "batch":
+            del calls["sample_contexts"]
         if self.collector is not None:
             calls["env"] = self.env
         rates = phase_rates(self.config)
-        return [Phase(name, call, rates[name]) for name, call in calls.items()]
+        return [Phase(name, call, rates[name]) for name, call in calls.items() if name in rates]
 
     def captured(self) -> list[Phase]:
         """The same with each phase of learning as a CUDA graph; act and refresh are captured by the run itself."""
         shared = GraphPool(self.learner.device)
-        learning = {"sample_windows", "world_model", "sample_contexts", "imagination", "agent"}
+        learning = {"sample_windows", "world_model", "sequence_model", "sample_contexts", "imagination", "agent"}
         return [
             replace(phase, call=GraphedCall(phase.call, shared)) if phase.name in learning else phase
             for phase in self.phases()
@@ -138,14 +144,16 @@ class FullStep:
     def world_model(self) -> dict[str, Tensor]:
         return self.learner.update_world_model(self.batch)
 
+    def sequence_model(self) -> dict[str, Tensor]:
+        return self.learner.update_sequence_model(self.batch)
+
     def sample_contexts(self) -> Tensor:
         settings = self.config.imagination
         self.context = self.replay.sample(settings.num_windows, settings.window_length, self.generator)
         return self.context.action
 
     def imagination(self) -> Tensor:
-        with self.learner.autocast():
-            self.rollout = self.learner.imagination(self.context)
+        self.rollout = self.learner.imagine(self.context)
         return self.rollout.action
 
     def agent(self) -> list[dict[str, Tensor]]:
@@ -158,7 +166,8 @@ class FullStep:
 
 def cycle_steps(config: TrainConfig) -> int:
     """Environment steps after which each kind of update has been made a whole number of times."""
-    rates = (config.world_model.updates_per_step, config.agent.updates_per_step)
+    learned = config.world_model.updates_per_step
+    rates = (learned, learned / config.world_model.autoencoder_every, config.agent.updates_per_step)
     return math.lcm(config.num_envs, *(Fraction(rate).limit_denominator(64).denominator for rate in rates))
 
 

@@ -1,4 +1,4 @@
-"""A run's world model diagnosed on the run's own replay.
+"""A run's world model diagnosed on the run's own replay, and on play that it was not trained on.
 
 B windows   T steps a window   C context steps   H imagined steps
 """
@@ -32,7 +32,7 @@ from stormfast.runs.checkpoint import load_checkpoint
 from stormfast.runs.run import make_replay
 from stormfast.runs.trained import Trained, load
 from stormfast.schema import check_whole_number, override
-from stormfast.verdicts import verdicts
+from stormfast.verdicts import memorised_rewards, verdicts
 from stormfast.world_model import WorldModel
 
 CPU = torch.device("cpu")
@@ -48,8 +48,10 @@ class Diagnosis:
 
     Attributes:
         step: environment steps trained for. updates: of the world model.
-        numbers: draw of windows, all or recent, -> its numbers, those of diagnosis.py; open_loop_N/... of N steps.
-        verdicts: what is wrong by the numbers of the windows drawn from all of replay, each in a line.
+        numbers: draw of windows, all, recent or fresh, -> its numbers, those of diagnosis.py; open_loop_N/... of N
+            steps.
+        verdicts: what is wrong by the numbers of the windows drawn from all of replay, and by how they differ from
+            those of fresh play, each in a line.
     """
 
     step: int
@@ -58,11 +60,18 @@ class Diagnosis:
     verdicts: list[str]
 
 
-def diagnose(run_dir: Path, *, windows: int = 64, horizon: int = 16, seed: int = 0, device: str = "auto") -> Diagnosis:
-    """Measures a run's world model on windows of its replay: drawn uniformly from all of it, and from its last tenth.
+def diagnose(
+    run_dir: Path, *, windows: int = 64, horizon: int = 16, play: int = 0, seed: int = 0, device: str = "auto"
+) -> Diagnosis:
+    """Measures a run's world model on windows of its replay, drawn uniformly from all of it and from its last tenth,
+    and of fresh play of its agent.
 
-    Args: windows: B. horizon: H. seed: of windows and of imagination.
-    Raises: UserError for what is no run, a checkpoint that is missing or damaged, and replay shorter than a window.
+    Args:
+        windows: B. horizon: H.
+        play: steps of fresh play, at least a window; 0 for none. None of it is kept.
+        seed: of windows, play and imagination.
+    Raises: UserError for what is no run, a checkpoint that is missing or damaged, a game that cannot be made, and
+        replay or play shorter than a window.
     """
     trained = load(run_dir, device)
     context = trained.config.imagination.context
@@ -77,9 +86,15 @@ def diagnose(run_dir: Path, *, windows: int = 64, horizon: int = 16, seed: int =
             "take a smaller --horizon, or train on first"
         )
     draws = {"all": replay, "recent": last_rows(replay, RECENT, longest)}
+    if play:
+        check_whole_number("play", play, least=longest)
+        draws["fresh"] = trained.play(play, seed=seed)
     numbers = {name: measured(trained, rows, windows, horizon, seed) for name, rows in draws.items()}
-    updates = updates_by(trained.step, trained.config)
-    return Diagnosis(trained.step, updates, numbers, verdicts(numbers["all"], updates, trained.config.world_model))
+    updates, settings = updates_by(trained.step, trained.config), trained.config.world_model
+    lines = verdicts(numbers["all"], updates, settings)
+    if play and (line := memorised_rewards(numbers["all"], numbers["fresh"])):
+        lines.append(line)
+    return Diagnosis(trained.step, updates, numbers, lines)
 
 
 def saved_replay(trained: Trained) -> Replay:

@@ -25,11 +25,14 @@ class LossScales(nn.Module):
         self.log_scale = nn.Parameter(torch.zeros(len(GROUPS)))
 
     def forward(self, terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
-        """The total of weighted 0-d terms, 0-d; arguments as of weighted_sum."""
-        inverse = (-self.log_scale).exp()
+        """The total of weighted 0-d terms, 0-d; arguments as of weighted_sum. A scale without a term is left out."""
+        inverse, penalty = (-self.log_scale).exp(), F.softplus(self.log_scale)
         scaled = dict(terms)
         for k, group in enumerate(GROUPS):
             for name in group:
                 if name in scaled:
                     scaled[name] = scaled[name] * inverse[k]
-        return weighted_sum(scaled, weights) + F.softplus(self.log_scale).sum()
+        present = [k for k, group in enumerate(GROUPS) if any(weights.get(name) for name in group)]
+        if len(present) < len(GROUPS):
+            penalty = torch.stack([penalty[k] for k in present])
+        return weighted_sum(scaled, weights) + penalty.sum()

@@ -32,7 +32,7 @@ class Prediction:
     posterior: Tensor  # [B, T, S, K] logits, from each frame alone
     posterior_log_probs: Tensor  # [B, T, S, K] after the uniform mix, at least float32
     prior: Tensor  # [B, T, S, K] logits of the NEXT step's posterior
-    reconstruction: Tensor | None  # [B, T', 3, 64, 64]; None where its weight is 0
+    reconstruction: Tensor | None  # [B, T', 3, 64, 64]; None where nothing is drawn
     heads: dict[str, Tensor]  # output of each head: reward [B, T, N] two-hot logits, termination [B, T, 1] logit
     hidden: Tensor  # [B, T, D]
 
@@ -49,15 +49,42 @@ def world_model_loss(
 ) -> dict[str, Tensor]:
     """Every term of the loss as a 0-d tensor, and their weighted sum as `total`; the KL terms also without free bits.
 
-    With config.separate_episodes what has no target is left out: reward and termination of an episode's last
-    observation, and the KL across a reset.
-
     Args:
         frames: [B*T, 3, 64, 64] in [0, 1], what reconstruction is compared with.
         scales: the learned ones of config.balance "harmony".
         decoded: [T'] steps that are reconstructed; None for all.
         mean_frame: [3, 64, 64] in [0, 1], which config.focus_on "mean_frame" needs.
     Source: STORM, arXiv 2310.09615, eq. (3)-(5); free bits per step (`standard`) or on the batch mean (`reference`).
+    """
+    windows = frames.unflatten(0, batch.is_first.shape)
+    shown = windows if decoded is None else windows.index_select(1, decoded)
+    weight = None
+    if config.focus_on == "motion" and config.focus:
+        follows = ~batch.is_first[:, 1:] if config.separate_episodes else None
+        weight = focus_weight(moving_pixels(windows, follows, decoded), config.focus)
+    elif config.focus:
+        assert mean_frame is not None
+        weight = focus_weight(unusual_pixels(shown, mean_frame), config.focus)
+    predicted, kl = predicted_terms(prediction, batch, two_hot, config)
+    terms = {"reconstruction": squared_error(prediction.reconstruction, shown.flatten(0, 1), weight), **predicted}
+    return {"total": (scales or weighted_sum)(terms, config.loss.weights()), **terms, **kl}
+
+
+def sequence_loss(
+    prediction: Prediction, batch: Batch, two_hot: TwoHot, config: WorldModelConfig, scales: LossScales | None = None
+) -> dict[str, Tensor]:
+    """world_model_loss of what is predicted alone, without the reconstruction."""
+    terms, kl = predicted_terms(prediction, batch, two_hot, config)
+    return {"total": (scales or weighted_sum)(terms, config.loss.weights() | {"reconstruction": 0.0}), **terms, **kl}
+
+
+def predicted_terms(
+    prediction: Prediction, batch: Batch, two_hot: TwoHot, config: WorldModelConfig
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The terms of what is predicted from the hidden states, 0-d, and the KL terms without free bits.
+
+    With config.separate_episodes what has no target is left out: reward and termination of an episode's last
+    observation, and the KL across a reset.
     """
     acted = ~batch.is_last if config.separate_episodes else None
     follows = ~batch.is_first[:, 1:] if config.separate_episodes else None
@@ -67,16 +94,7 @@ def world_model_loss(
     prior = unimix_log_probs(prediction.prior[:, :-1], config.unimix)
     dynamics, dynamics_kl = free_bits_mean(kl_divergence(posterior.detach(), prior), follows, config)
     representation, representation_kl = free_bits_mean(kl_divergence(posterior, prior.detach()), follows, config)
-    windows = frames.unflatten(0, batch.is_first.shape)
-    shown = windows if decoded is None else windows.index_select(1, decoded)
-    weight = None
-    if config.focus_on == "motion" and config.focus:
-        weight = focus_weight(moving_pixels(windows, follows, decoded), config.focus)
-    elif config.focus:
-        assert mean_frame is not None
-        weight = focus_weight(unusual_pixels(shown, mean_frame), config.focus)
     terms = {
-        "reconstruction": squared_error(prediction.reconstruction, shown.flatten(0, 1), weight),
         "reward": masked_mean(two_hot.loss(prediction.heads["reward"], batch.reward), acted),
         "termination": masked_mean(
             F.binary_cross_entropy_with_logits(logit, ended.to(logit.dtype), reduction="none"), acted
@@ -84,8 +102,7 @@ def world_model_loss(
         "dynamics": dynamics,
         "representation": representation,
     }
-    total = (scales or weighted_sum)(terms, config.loss.weights())
-    return {"total": total, **terms, "dynamics_kl": dynamics_kl, "representation_kl": representation_kl}
+    return terms, {"dynamics_kl": dynamics_kl, "representation_kl": representation_kl}
 
 
 def squared_error(reconstruction: Tensor | None, frames: Tensor, weight: Tensor | None = None) -> Tensor:

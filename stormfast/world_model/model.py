@@ -12,7 +12,7 @@ from stormfast.world_model.encoder import Decoder, Encoder, normalize_frames
 from stormfast.world_model.harmony import LossScales
 from stormfast.world_model.heads import TwoHot, upcast
 from stormfast.world_model.latent import LatentHead, sample_latent, sample_latent_with_log_probs
-from stormfast.world_model.losses import HEADS, Prediction, world_model_loss
+from stormfast.world_model.losses import HEADS, Prediction, sequence_loss, world_model_loss
 from stormfast.world_model.transformer import SequenceModel
 
 
@@ -69,21 +69,44 @@ class WorldModel(nn.Module):
         return sample_latent(logits, uniform, self.config.unimix)
 
     def predict(
-        self, frames: Tensor, batch: Batch, uniform: Tensor | None, decoded: Tensor | None = None
+        self,
+        frames: Tensor,
+        batch: Batch,
+        uniform: Tensor | None,
+        decoded: Tensor | None = None,
+        latent_buffer: Tensor | None = None,
     ) -> Prediction:
         """All predictions for a batch.
 
-        Args: frames: [B*T, 3, 64, 64] in [0, 1]. uniform: [B, T, S]. decoded: [T'] steps to reconstruct; None for all.
+        Args:
+            frames: [B*T, 3, 64, 64] in [0, 1].
+            uniform: [B, T, S].
+            decoded: [T'] steps to reconstruct; None for all.
+            latent_buffer: [B, T, S*K], which gets the sampled latents.
         """
-        batch_shape = tuple(batch.action.shape)
-        posterior = self.posterior(self.encoder(frames)).unflatten(0, batch_shape)
+        posterior = self.posterior(self.encoder(frames)).unflatten(0, tuple(batch.action.shape))
+        return self.predict_from(posterior, batch, uniform, decoded, latent_buffer)
+
+    def predict_from(
+        self,
+        posterior: Tensor,
+        batch: Batch,
+        uniform: Tensor | None,
+        decoded: Tensor | None = None,
+        latent_buffer: Tensor | None = None,
+        *,
+        draw: bool = True,
+    ) -> Prediction:
+        """predict() from the posterior's logits [B, T, S, K]; without `draw` nothing is reconstructed."""
         latent, posterior_log_probs = sample_latent_with_log_probs(posterior, uniform, self.config.unimix)
+        if latent_buffer is not None:
+            latent_buffer.copy_(latent.detach())
         hidden = self.sequence(latent, batch.action, batch.is_first if self.config.separate_episodes else None)
         return Prediction(
             posterior=posterior,
             posterior_log_probs=posterior_log_probs,
             prior=self.prior(hidden),
-            reconstruction=None if self.decoder is None else self.reconstruct(latent, decoded),
+            reconstruction=self.reconstruct(latent, decoded) if draw and self.decoder is not None else None,
             heads={name: getattr(self, name)(hidden) for name in HEADS if hasattr(self, name)},
             hidden=hidden,
         )
@@ -93,10 +116,17 @@ class WorldModel(nn.Module):
         shown = latent if decoded is None else latent.index_select(1, decoded)
         return self.decode(shown.flatten(0, 1)).unflatten(0, shown.shape[:2])
 
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """All loss terms of a batch, `total` among them; draws one uniform number a categorical."""
-        uniform = torch.rand(*batch.action.shape, self.config.categoricals, device=batch.action.device)
-        return self.loss_with_uniform(batch, uniform, self.draw_decoded(batch.action))
+    def loss(self, batch: Batch, latent_buffer: Tensor | None = None) -> dict[str, Tensor]:
+        """All loss terms of a batch, `total` among them; draws one uniform number a categorical.
+
+        Args: latent_buffer: [B, T, S*K], which gets the sampled latents.
+        """
+        uniform, decoded = self.draw_uniform(batch.action), self.draw_decoded(batch.action)
+        return self.loss_with_uniform(batch, uniform, decoded, latent_buffer)
+
+    def draw_uniform(self, action: Tensor) -> Tensor:
+        """One uniform number for each categorical of windows [B, T]: [B, T, S]."""
+        return torch.rand(*action.shape, self.config.categoricals, device=action.device)
 
     def draw_decoded(self, action: Tensor) -> Tensor | None:
         """Every decode_every-th step of windows [B, T] from a random one on, [T'] int64; None for all. No host sync."""
@@ -107,12 +137,28 @@ class WorldModel(nn.Module):
         first = torch.randint(length - every * (count - 1), (1,), device=action.device)
         return first + every * torch.arange(count, device=action.device)
 
-    def loss_with_uniform(self, batch: Batch, uniform: Tensor, decoded: Tensor | None = None) -> dict[str, Tensor]:
+    def loss_with_uniform(
+        self, batch: Batch, uniform: Tensor, decoded: Tensor | None = None, latent_buffer: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """loss() with its random numbers given, uniform [B, T, S] and decoded [T'], so that it compiles to the same
         draws.
         """
         frames = normalize_frames(batch.obs)
-        prediction = self.predict(frames, batch, uniform, decoded)
+        prediction = self.predict(frames, batch, uniform, decoded, latent_buffer)
         return world_model_loss(
             prediction, frames, batch, self.two_hot, self.config, self.scales, decoded, self.encoder.mean_frame
         )
+
+    def sequence_loss(self, batch: Batch, logits: Tensor, latent_buffer: Tensor | None = None) -> dict[str, Tensor]:
+        """loss() of the sequence model and the heads alone, on posteriors that get no gradient.
+
+        Args: logits: [B, T, S, K] of the posterior of each frame, as encode gives them. latent_buffer: as of loss.
+        """
+        return self.sequence_loss_with_uniform(batch, logits, self.draw_uniform(batch.action), latent_buffer)
+
+    def sequence_loss_with_uniform(
+        self, batch: Batch, logits: Tensor, uniform: Tensor, latent_buffer: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """sequence_loss() with its random numbers given, uniform [B, T, S]."""
+        prediction = self.predict_from(logits.detach(), batch, uniform, latent_buffer=latent_buffer, draw=False)
+        return sequence_loss(prediction, batch, self.two_hot, self.config, self.scales)

@@ -8,7 +8,7 @@ from stormfast.cli import main
 from stormfast.commands.diagnose import AHEAD, MEASURES
 
 RUN = Path(__file__).parents[1] / "data" / "run-8b83cc7"
-SMALL = ["--windows", "6", "--horizon", "6", "--device", "cpu"]
+SMALL = ["--windows", "6", "--horizon", "6", "--play", "60", "--device", "cpu"]
 
 
 def test_tables_and_verdicts(capsys, monkeypatch):
@@ -44,6 +44,7 @@ def test_bad_input_is_one_line(tmp_path, capsys):
         ([str(damaged)], "replay-0-102.safetensors"),
         ([str(RUN), "--windows", "0"], "windows must be >= 1 and <= 1000, got 0"),
         ([str(RUN), "--horizon", "200"], "must hold a window of 204 steps, got 102"),
+        ([str(RUN), "--play", "-1"], "play must be >= 0 and <= 100000, got -1"),
         ([str(RUN), "--device", "tpu"], "device must be auto, cpu, cuda or cuda:N, got 'tpu'"),
     ):
         assert main(["diagnose", *args]) == 2

@@ -22,6 +22,7 @@ TINY = override(training_config(ProfileConfig(preset="tiny", device="cpu", compi
         ("bfloat16", {"world_model.width": 32, "world_model.heads": 2}),
         ("float32", {"world_model.tokens": "separate", "world_model.dropout": 0.0, "num_envs": 2}),
         ("bfloat16", {"imagination.start": "prior", "agent.minibatches": 2, "agent.state": "hidden"}),
+        ("float32", {"imagination.contexts": "batch", "imagination.batch_size": 36, "agent.replay_value": 0.3}),
     ],
 )
 def test_meta_tensors_have_the_work_of_a_real_run(precision, values):

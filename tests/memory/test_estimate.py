@@ -67,6 +67,7 @@ SIZES = {
         "agent.minibatches": 3,
         "imagination.batch_size": 60,
     },
+    "contexts of the batch": ODD | {"imagination.contexts": "batch", "imagination.batch_size": 16},
     "prior, separate tokens": ODD
     | {"imagination.start": "prior", "world_model.tokens": "separate", "world_model.dropout": 0.0},
 }
@@ -78,6 +79,7 @@ SIZES = {
         ("odd", torch.float32),
         ("odd", torch.bfloat16),
         ("wide", torch.float32),
+        ("contexts of the batch", torch.bfloat16),
         ("prior, separate tokens", torch.bfloat16),
     ],
 )

@@ -24,10 +24,11 @@ def trained():
     return load(RUN, "cpu")
 
 
-def test_every_number_of_both_draws():
-    found = diagnose(RUN, windows=6, horizon=6, seed=3, device="cpu")
+def test_every_number_of_every_draw():
+    found = diagnose(RUN, windows=6, horizon=6, play=60, seed=3, device="cpu")
     assert (found.step, found.updates) == (100, 36)
-    assert list(found.numbers) == ["all", "recent"]
+    assert list(found.numbers) == ["all", "recent", "fresh"]
+    assert found.numbers["fresh"] != found.numbers["all"]
     for numbers in found.numbers.values():
         assert set(numbers) >= OF_FRAMES
         steps = {name.split("/")[0] for name in numbers if name.startswith("open_loop_")}
@@ -36,8 +37,22 @@ def test_every_number_of_both_draws():
         counted = sum(numbers[f"reward_count_{sign}"] for sign in ("negative", "zero", "positive"))
         assert 40 <= counted <= 48  # 6 windows of 8, without last observations
         assert numbers["small_objects"] is None  # Catch's ball is a block of 64 pixels
-    assert diagnose(RUN, windows=6, horizon=6, seed=3, device="cpu") == found
-    assert diagnose(RUN, windows=6, horizon=6, seed=4, device="cpu") != found
+    assert diagnose(RUN, windows=6, horizon=6, play=60, seed=3, device="cpu") == found
+    assert diagnose(RUN, windows=6, horizon=6, play=60, seed=4, device="cpu") != found
+    unplayed = diagnose(RUN, windows=6, horizon=6, seed=3, device="cpu")
+    assert unplayed.numbers == {draw: found.numbers[draw] for draw in ("all", "recent")}
+
+
+def test_rewards_that_only_replay_explains_are_told(monkeypatch):
+    of_replay = {"reward_nonzero": 0.5, "reward_count_negative": 9.0}
+
+    def planted(trained, replay, *args):
+        numbers = measured(trained, replay, *args)
+        return numbers | of_replay | ({"reward_nonzero": 3.0} if len(replay) == 77 else {})
+
+    monkeypatch.setattr("stormfast.runs.diagnosis.measured", planted)
+    lines = diagnose(RUN, windows=6, horizon=6, play=77, device="cpu").verdicts
+    assert any(line.startswith("rewards are memorised") for line in lines)
 
 
 def test_recent_rows_are_the_last(trained):
@@ -89,5 +104,7 @@ def test_windows_longer_than_replay_are_refused_in_one_line():
     with pytest.raises(UserError, match=r"must hold a window of 204 steps, got 102; take a smaller --horizon") as error:
         diagnose(RUN, horizon=200, device="cpu")
     assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="play must be a whole number"):
+        diagnose(RUN, windows=6, horizon=6, play=9, device="cpu")
     with pytest.raises(UserError, match=r"windows x \(horizon \+ context\) must be a whole number from 1 to 100000"):
         diagnose(RUN, windows=1_000, horizon=1_000, device="cpu")
