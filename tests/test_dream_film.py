@@ -96,6 +96,11 @@ def test_a_model_that_diverged_is_drawn_too(value):
     assert bounds(numbers[0]) == (0, 1)
 
 
+def test_a_plot_shows_zero_and_does_not_call_it_minus_zero():
+    low, high = bounds(np.array([-1.0, -0.01]), np.array([np.nan, -0.02]))
+    assert f"{low:.3g} {high:.3g}" == "-1 0"
+
+
 def test_a_strip_has_rows_of_real_dream_and_difference_under_the_frames_shown():
     shown = film(4, None)
     picture = shown.strip()
