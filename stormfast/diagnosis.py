@@ -206,10 +206,8 @@ def open_loop_errors(
     """
     dream = open_loop(world_model, window, context, seed=seed)
     real, imagined = (torch.from_numpy(frames) / 255 for frames in (dream.real, dream.imagined))  # [B, H+1, 3, 64, 64]
-    begins, last = window.is_first[:, context:].cpu(), window.is_last[:, context - 1 : -1].cpu()  # [B, H]
-    same = begins.cumsum(1) == 0  # [B, H] frame n is of the episode that the model saw
-    acted = torch.cat([torch.ones_like(same[:, :1]), same[:, :-1]], 1) & ~last  # [B, H] so is the action before it
-    moving = moving_pixels(real, ~begins)[:, 1:]
+    same, acted = torch.from_numpy(dream.same_episode), torch.from_numpy(dream.acted)  # [B, H]
+    moving = moving_pixels(real, same)[:, 1:]
     mean_frame = real.mean((0, 1))
     true, predicted, ended, continuation = map(
         torch.from_numpy, (dream.real_reward, dream.reward, dream.real_end, dream.continuation)

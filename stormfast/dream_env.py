@@ -152,6 +152,7 @@ class Dream:
     in continuation alike. The real episode then goes on after it.
     """
 
+    context: np.ndarray  # [N, C, 3, 64, 64] uint8, what the model was shown
     real: np.ndarray  # [N, H+1, 3, 64, 64] uint8; the first frame is the context's last
     imagined: np.ndarray  # [N, H+1, 3, 64, 64] uint8; the first frame is the real one
     action: np.ndarray  # [N, H] int64
@@ -159,6 +160,8 @@ class Dream:
     reward: np.ndarray  # [N, H] float32, predicted
     real_end: np.ndarray  # [N, H] bool, the action ended the episode
     continuation: np.ndarray  # [N, H] float32, predicted chance that it did not
+    acted: np.ndarray  # [N, H] bool, the action was taken in the episode of the context
+    same_episode: np.ndarray  # [N, H] bool, so is the frame after it
 
 
 def open_loop(world_model: WorldModel, window: Batch, context: int, *, seed: int = 0) -> Dream:
@@ -180,7 +183,10 @@ def open_loop(world_model: WorldModel, window: Batch, context: int, *, seed: int
     frames, reward, continuation = (torch.stack(list(part), 1).cpu() for part in zip(*steps, strict=True))
     done = slice(context - 1, length - 1)
     ended = window.terminated | window.life_lost if world_model.config.life_loss_terminates else window.terminated
+    same = window.is_first[:, context:].cumsum(1) == 0  # [N, H]
+    acted = torch.cat([torch.ones_like(same[:, :1]), same[:, :-1]], 1) & ~window.is_last[:, done]
     return Dream(
+        context=shown.obs.cpu().numpy(),
         real=window.obs[:, context - 1 :].cpu().numpy(),
         imagined=np.concatenate([first[:, None], frames.numpy()], 1),
         action=window.action[:, done].cpu().numpy(),
@@ -188,4 +194,6 @@ def open_loop(world_model: WorldModel, window: Batch, context: int, *, seed: int
         reward=reward.float().numpy(),
         real_end=ended[:, done].cpu().numpy(),
         continuation=continuation.float().numpy(),
+        acted=acted.cpu().numpy(),
+        same_episode=same.cpu().numpy(),
     )

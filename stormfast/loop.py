@@ -19,6 +19,7 @@ from stormfast.envs.games import find
 from stormfast.errors import UserError
 from stormfast.plan import Plan, plan
 from stormfast.runs.directory import has_checkpoint
+from stormfast.runs.dreams import dream_at_save, keep_dream
 from stormfast.runs.progress import Progress, log_line
 from stormfast.runs.run import Run, build
 from stormfast.runs.signals import SignalWatch
@@ -57,6 +58,7 @@ def train(
     with SignalWatch(stop_after_this_step) as signals:
         try:
             with build(config, run_dir, decided) as run:
+                run.quiet = quiet
                 learn(run, signals, callback, quiet)
         except (MemoryError, RuntimeError) as error:
             explanation = explained(error, config)
@@ -171,7 +173,7 @@ def advance(run: Run) -> dict[str, float] | None:
         run.replay.append(row)  # a copy to the device
     if crossed(before, run.step, config.logging.save_every):
         return save(run)
-    if crossed(before, run.step, config.logging.every):
+    if crossed(before, run.step, config.logging.every) and run.step < config.steps:  # the last save logs, too
         with annotate.phase("log"):
             return write_metrics(run)
     return None
@@ -197,15 +199,20 @@ def update(run: Run, before: int) -> int:
 
 
 def save(run: Run) -> dict[str, float] | None:
-    """Saves the run, having read its metrics first: what diverged replaces no checkpoint, and a resume loses none."""
+    """Saves the run, having read its metrics first: what diverged replaces no checkpoint, and a resume loses none. Its
+    dream comes last: the checkpoint needs the room more.
+    """
     with annotate.phase("save"):
-        values = None if run.step == run.logged_at else write_metrics(run)
+        film = dream_at_save(run)
+        values = None if run.step == run.logged_at else write_metrics(run, film.score.metrics() if film else {})
         run.save()
+        if film:
+            keep_dream(run, film)
     return values
 
 
-def write_metrics(run: Run) -> dict[str, float]:
-    """Reads the metrics since the last call, the one host sync of learning, and logs them."""
+def write_metrics(run: Run, numbers: dict[str, float] | None = None) -> dict[str, float]:
+    """Reads the metrics since the last call, the one host sync of learning, and logs them, and the numbers given."""
     if run.config.logging.diagnose and updates_by(run.step, run.config):
         diagnose(run)
     for game_return, length in run.collector.take_finished():
@@ -219,6 +226,7 @@ def write_metrics(run: Run) -> dict[str, float]:
             else "nothing was saved yet"
         )
         raise UserError(f"{error}; {kept}. Start a new run with a smaller learning rate, or another seed.") from None
+    values |= numbers or {}
     run.log.write(run.step, values)
     run.logged_at = run.step
     return values

@@ -80,6 +80,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "acting.random_steps": 64,
         "logging.every": 50,
         "logging.save_every": 200,
+        "logging.dreams": False,  # as long as some of its runs
     },
 }
 

@@ -235,6 +235,9 @@ class LoggingConfig:
     save_every: Annotated[Size, Doc("environment steps between two checkpoints")] = 10_000
     tensorboard: Annotated[bool, Doc("write TensorBoard event files")] = True
     diagnose: Annotated[bool, Doc("log what the world model sees, too: diagnosis/latent_information and others")] = True
+    dreams: Annotated[
+        bool, Doc("film what the world model imagines at each checkpoint, into RUN/dreams; log dream/...")
+    ] = True
 
 
 @dataclass(frozen=True)
@@ -502,6 +505,7 @@ SINCE: dict[str, Any] = {
     "world_model.autoencoder_every": 1,
     "world_model.autoencoder_first": 0,
     "logging.diagnose": False,
+    "logging.dreams": False,
     "world_model.centre_frames": False,
     "world_model.decode_every": 1,
     "world_model.decoder_init": "default",
@@ -545,7 +549,7 @@ def from_json(text: str) -> TrainConfig:
 RESUMABLE = frozenset(
     {
         *("steps", "run_dir", "resume", "device", "compile"),
-        *("logging.every", "logging.save_every", "logging.tensorboard", "logging.diagnose"),
+        *("logging.every", "logging.save_every", "logging.tensorboard", "logging.diagnose", "logging.dreams"),
     }
 )
 

@@ -284,6 +284,7 @@ def test_open_loop_lays_imagination_beside_what_was_real():
     kinds = {f.name: (getattr(dream, f.name).shape, getattr(dream, f.name).dtype) for f in dataclasses.fields(dream)}
     frames, numbers = ((N, H + 1, 3, 64, 64), np.uint8), ((N, H), np.float32)
     assert kinds == {
+        "context": ((N, C, 3, 64, 64), np.uint8),
         "real": frames,
         "imagined": frames,
         "action": ((N, H), np.int64),
@@ -291,7 +292,16 @@ def test_open_loop_lays_imagination_beside_what_was_real():
         "reward": numbers,
         "real_end": ((N, H), np.bool_),
         "continuation": numbers,
+        "acted": ((N, H), np.bool_),
+        "same_episode": ((N, H), np.bool_),
     }
+    assert np.array_equal(dream.context, window.obs[:, :C])
+    for n in range(N):
+        begins = [bool(window.is_first[n, t]) for t in range(C, C + H)]
+        assert dream.same_episode[n].tolist() == [not any(begins[: t + 1]) for t in range(H)]
+        last = [bool(window.is_last[n, t]) for t in range(C - 1, C + H - 1)]
+        assert dream.acted[n].tolist() == [not any(begins[:t]) and not last[t] for t in range(H)]
+    assert not dream.same_episode.all()
     assert np.array_equal(dream.real, window.obs[:, C - 1 :])
     assert np.array_equal(dream.imagined[:, 0], dream.real[:, 0])
     assert not np.array_equal(dream.imagined[:, 1], dream.real[:, 1])

@@ -292,7 +292,7 @@ def test_resume_keeps_what_is_learned(change: dict[str, object], allowed: bool) 
         ({"episodes": 0}, "episodes must be >= 1 and <= 1000000000, got 0"),
         ({"num_envs": 257}, "num_envs must be >= 1 and <= 256, got 257"),
         ({"seed": -1}, "seed must be >= 0"),
-        ({"video": "film.gif"}, "video must be the name of an .mp4 file, got 'film.gif'"),
+        ({"video": "film.avi"}, "video must be the name of a file in .mp4, .gif, .webp, got 'film.avi'"),
     ],
 )
 def test_bad_evaluation_settings(changes: dict[str, object], expected: str) -> None:

@@ -10,6 +10,7 @@ COMMANDS: dict[str, tuple[str, str]] = {  # name: (what it does, an example)
     "train": ("train an agent", "stormfast train --game Pong"),
     "evaluate": ("score a run's agent", "stormfast evaluate runs/Pong/DATE-TIME --episodes 100"),
     "score": ("score runs together, beside published scores", "stormfast score runs/DATE-TIME --baselines storm,iris"),
+    "dream": ("film what a run's world model imagines", "stormfast dream runs/Pong/DATE-TIME -o dream.gif"),
     "diagnose": ("say what a run's world model sees", "stormfast diagnose runs/Pong/DATE-TIME"),
     "study": ("compare settings over games and seeds", "stormfast study agent-state --games Pong,Boxing --seeds 3"),
     "profile": ("time the phases of a step", "stormfast profile --preset storm --steps 10"),

@@ -15,9 +15,12 @@ from stormfast.envs.games import find
 from stormfast.errors import UserError
 from stormfast.schema import check_fields
 from stormfast.settings import POSITIVE, NumEnvs, Seed
+from stormfast.video import VIDEOS, check_path, enlarged, write_video
 
 if TYPE_CHECKING:
     from stormfast.runs.evaluation import Evaluation
+
+SCALE = 4  # pixels of a video beside each other that one of a frame becomes
 
 
 @dataclass(frozen=True)
@@ -31,15 +34,15 @@ class Config:
     num_envs: Annotated[NumEnvs, Doc("environments stepped together; never more than episodes")] = 5
     seed: Annotated[Seed, Doc("seed of environments and policy")] = 0
     device: Annotated[str, Doc("auto, cpu, cuda or cuda:N")] = "auto"
-    video: Annotated[str | None, Doc("write the first episode to this .mp4")] = None
+    video: Annotated[str | None, Doc("write the first episode to this .mp4, .gif or .webp")] = None
     policy: Annotated[Literal["agent", "random"], Doc("score the trained agent, or random actions")] = "agent"
 
 
 def check(config: Config) -> None:
     """Raises UserError for a value of the wrong type or out of range, before anything is loaded."""
     check_fields(config)
-    if config.video is not None and not config.video.endswith(".mp4"):
-        raise UserError(f"video must be the name of an .mp4 file, got '{config.video}'")
+    if config.video is not None:
+        check_path(Path(config.video), "video", VIDEOS)
 
 
 def run(config: Config) -> int:
@@ -53,11 +56,8 @@ def run(config: Config) -> int:
     from stormfast.runs.evaluation import default_episodes, evaluate
     from stormfast.runs.progress import Progress
     from stormfast.runs.trained import load
-    from stormfast.video import check_video_path, write_mp4
 
     device = resolve_device(config.device)
-    if config.video is not None:
-        check_video_path(Path(config.video))
     trained = None if config.policy == "random" else load(config.run, str(device))
     total = config.episodes or default_episodes(saved)
     with Progress(total, 0, f"evaluate {find(saved.game).slug}", unit="episodes") as progress:
@@ -77,7 +77,7 @@ def run(config: Config) -> int:
     settings = asdict(config) | used | {"env_seed": found.env_seed, "env_backend": found.env_backend}
     save(found.to_dict() | {"settings": settings}, Path(config.run))
     if config.video is not None and found.frames is not None:
-        write_mp4(Path(config.video), found.frames)
+        write_video(Path(config.video), (enlarged(frame, SCALE) for frame in found.frames))
         print(f"Video of the first episode: {config.video}")
     return 0
 

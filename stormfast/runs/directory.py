@@ -15,6 +15,7 @@ CONFIG = "config.json"
 PLAN = "plan.json"
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
+DREAMS = "dreams"
 RUNS = Path("runs")
 
 

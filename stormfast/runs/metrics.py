@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -126,6 +127,12 @@ class MetricsLog:
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
+            self._board.flush()
+
+    def write_picture(self, step: int, name: str, picture: np.ndarray) -> None:
+        """Shows [height, width, 3] uint8 RGB in TensorBoard, where that is on."""
+        if self._board is not None:
+            self._board.add_image(name, picture, step, dataformats="HWC")
             self._board.flush()
 
     def close(self) -> None:

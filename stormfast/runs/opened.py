@@ -17,6 +17,7 @@ from stormfast.envs.games import canonical_name, find
 from stormfast.errors import UserError
 from stormfast.runs.directory import (
     CONFIG,
+    DREAMS,
     METRICS,
     PLAN,
     RUNS,
@@ -131,7 +132,7 @@ def _refuse_run(path: Path, game: str) -> None:
         if not (path / DIRECTORY / MANIFEST).exists():
             read_manifest(path / DIRECTORY)  # says what to do: --resume cannot go on with it
         raise UserError(f"{path} already holds a run. Add --resume to go on with it, or choose another --run-dir.")
-    written = {CONFIG, PLAN, METRICS, TENSORBOARD, DIRECTORY}
+    written = {CONFIG, PLAN, METRICS, TENSORBOARD, DREAMS, DIRECTORY}
     others = sorted(name for name in os.listdir(path) if name not in written and not name.startswith("."))
     if others:
         raise UserError(
@@ -151,7 +152,7 @@ def _clear(path: Path) -> None:
     """Removes what a run without a checkpoint wrote, but for config.json: after a kill in between it is still a run."""
     for name in (METRICS, PLAN):
         (path / name).unlink(missing_ok=True)
-    for name in (TENSORBOARD, DIRECTORY):
+    for name in (TENSORBOARD, DREAMS, DIRECTORY):
         if (path / name).exists():
             shutil.rmtree(path / name)
 

@@ -56,6 +56,7 @@ class Run:
     saved_at: int = -1  # step of the last checkpoint; -1 for none
     logged_at: int = -1  # step of the last metrics; -1 for none
     stopped_by: int = 0  # the signal that stopped it; 0 for none
+    quiet: bool = False  # print nothing
 
     def __enter__(self) -> "Run":
         return self

@@ -99,7 +99,7 @@ class Trained:
         """
         check_whole_number("num_envs", num_envs)
         check_whole_number("horizon", horizon)
-        self._check_decoder()
+        self.check_decoder()
         rows = self.play(max(512, 2 * self._context), seed=seed) if replay is None else replay
         contexts = window_sampler(rows, self._context, lambda window: ~window.is_last[:, -1], seed)
         return DreamEnv(self.world_model, contexts, num_envs, horizon=horizon, seed=seed)
@@ -111,7 +111,7 @@ class Trained:
         """
         check_whole_number("horizon", horizon, most=MOST_DREAMED)
         check_whole_number("num", num, most=max(1, MOST_DREAMED // horizon))
-        self._check_decoder()
+        self.check_decoder()
         length = self._context + horizon
         rows = self.play(max(512, 2 * length), seed=seed)
         acted = slice(self._context - 1, -1)  # none of these actions ends an episode, where there is such a stretch
@@ -126,7 +126,8 @@ class Trained:
     def _context(self) -> int:
         return self.config.imagination.context
 
-    def _check_decoder(self) -> None:
+    def check_decoder(self) -> None:
+        """Raises UserError for a model that draws nothing."""
         if self.world_model.decoder is None:
             raise UserError(f"{self.run_dir} has no decoder to dream with: it was trained with loss.reconstruction 0")
 
