@@ -1,4 +1,4 @@
-# make train GAME=Pong [ARGS="--preset cpu --steps 2000"]     make test
+# make train GAME=Pong [ARGS="--preset cpu --steps 12000"]     make test
 # Each makes .venv first, once, from constraints.txt. PYTHON=python3.12 picks another interpreter for it.
 
 PYTHON ?= python3

@@ -31,7 +31,7 @@ ON_GPU = {"storm", "fast"}  # presets counted as a GPU runs them
 HEAD_SIZE = 16  # the smallest that the attention kernel takes
 WARMUP = 4  # steps with updates before anything is counted
 CYCLES = 3  # of every kind of update, to count compilations: the first compiles, the others should not
-QUICK = {"acting.random_steps": 64}
+QUICK = {"acting.random_steps": 160}
 SMALL: dict[str, Any] = QUICK | {
     "world_model.channels": (4, 4, 4, 4),
     "world_model.categoricals": 4,

@@ -74,6 +74,6 @@ def finite(values: np.ndarray) -> list[tuple[int, float]]:
 def bounds(*series: np.ndarray) -> tuple[float, float]:
     """Lowest and highest of all finite numbers and 0, to a tenth, at least 1 from each other."""
     values = np.concatenate([[0.0], *series])
-    values = values[np.isfinite(values)].round(1) + 0.0  # not -0
+    values = values[np.isfinite(values)].round(1) + 0.0  # + 0.0: -0.0 would be written as -0
     low, high = float(values.min()), float(values.max())
     return low, max(high, low + 1)

@@ -21,6 +21,8 @@ REQUIRED = {
     "gymnasium": "gymnasium",
     "ale-py": "ale_py",
     "opencv-python-headless": "cv2",
+    "av": "av",
+    "pillow": "PIL",
     "safetensors": "safetensors",
     "scipy": "scipy",
     "tensorboard": "tensorboard",

@@ -1,9 +1,9 @@
 """Compare settings: train every arm of a study on its games and seeds, evaluate, and make a table and a figure.
 
 NAME is table, agent-state, tokens, model-size, budget, demonstration, small-objects, seeing, random-policy,
-autoencoder, or a file of your own: a JSON object with a question and arms, which are names of dotted settings
-(docs/studies.md). Results are in OUT/results, one file for each game and arm; OUT/table.md and OUT/curves.png show
-them. Ctrl-C saves the runs, and the same command goes on; it skips what is finished.
+autoencoder, frozen-autoencoder, or a file of your own: a JSON object with a question and arms, which are names of
+dotted settings (docs/studies.md). Results are in OUT/results, one file for each game and arm; OUT/table.md and
+OUT/curves.png show them. Ctrl-C saves the runs, and the same command goes on; it skips what is finished.
 """
 
 from dataclasses import dataclass

@@ -58,14 +58,13 @@ def world_model_loss(
     """
     windows = frames.unflatten(0, batch.is_first.shape)
     shown = windows if decoded is None else windows.index_select(1, decoded)
-    weight = None
+    weight, follows = None, following(batch, config)
     if config.focus_on == "motion" and config.focus:
-        follows = ~batch.is_first[:, 1:] if config.separate_episodes else None
         weight = focus_weight(moving_pixels(windows, follows, decoded), config.focus)
     elif config.focus:
         assert mean_frame is not None
         weight = focus_weight(unusual_pixels(shown, mean_frame), config.focus)
-    predicted, kl = predicted_terms(prediction, batch, two_hot, config)
+    predicted, kl = predicted_terms(prediction, batch, follows, two_hot, config)
     terms = {"reconstruction": squared_error(prediction.reconstruction, shown.flatten(0, 1), weight), **predicted}
     return {"total": (scales or weighted_sum)(terms, config.loss.weights()), **terms, **kl}
 
@@ -74,20 +73,26 @@ def sequence_loss(
     prediction: Prediction, batch: Batch, two_hot: TwoHot, config: WorldModelConfig, scales: LossScales | None = None
 ) -> dict[str, Tensor]:
     """world_model_loss of what is predicted alone, without the reconstruction."""
-    terms, kl = predicted_terms(prediction, batch, two_hot, config)
+    terms, kl = predicted_terms(prediction, batch, following(batch, config), two_hot, config)
     return {"total": (scales or weighted_sum)(terms, config.loss.weights() | {"reconstruction": 0.0}), **terms, **kl}
 
 
+def following(batch: Batch, config: WorldModelConfig) -> Tensor | None:
+    """[B, T-1] bool, whether step t + 1 follows step t in one episode; None where episodes are not told apart."""
+    return ~batch.is_first[:, 1:] if config.separate_episodes else None
+
+
 def predicted_terms(
-    prediction: Prediction, batch: Batch, two_hot: TwoHot, config: WorldModelConfig
+    prediction: Prediction, batch: Batch, follows: Tensor | None, two_hot: TwoHot, config: WorldModelConfig
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The terms of what is predicted from the hidden states, 0-d, and the KL terms without free bits.
 
     With config.separate_episodes what has no target is left out: reward and termination of an episode's last
     observation, and the KL across a reset.
+
+    Args: follows: of following().
     """
     acted = ~batch.is_last if config.separate_episodes else None
-    follows = ~batch.is_first[:, 1:] if config.separate_episodes else None
     ended = (batch.terminated | batch.life_lost) if config.life_loss_terminates else batch.terminated
     logit = upcast(prediction.heads["termination"].squeeze(-1))
     posterior = prediction.posterior_log_probs[:, 1:]

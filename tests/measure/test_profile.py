@@ -68,7 +68,7 @@ def test_no_more_steps_are_taken_than_memory_is_asked_for(
     assert training_config(ProfileConfig(preset="tiny", device="cpu", steps=10**9)).steps == NEVER
 
 
-@pytest.mark.parametrize(("preset", "cycle"), [("storm", 1), ("fast", 4), ("cpu", 4), ("tiny", 1)])
+@pytest.mark.parametrize(("preset", "cycle"), [("storm", 1), ("fast", 4), ("cpu", 8), ("tiny", 1)])
 def test_a_cycle_has_whole_updates(preset: str, cycle: int) -> None:
     config = preset_config(preset, "standard")
     assert cycle_steps(config) == cycle
