@@ -3,6 +3,8 @@
 B rollouts   C context steps   H horizon   S categoricals   D width   F features of an agent state
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -59,7 +61,8 @@ class Imagination:
             latent = self.observe(windows.obs, drawn.unflatten(0, windows.action.shape[::-1]).transpose(0, 1))
         context = windows
         if got[1] > self.config.context:
-            latent, context = stretches(latent, self.config.context), windows.stretches(self.config.context)
+            unseen = replace(windows, obs=windows.obs[:, :, :0])  # the latents stand for the frames from here on
+            latent, context = stretches(latent, self.config.context), unseen.stretches(self.config.context)
         latent, hidden = self.prefill(context, latent, uniform[observed])
         states, actions, log_probs, hiddens = [self.agent.state(latent, hidden)], [], [], []
         for t in range(horizon):

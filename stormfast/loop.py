@@ -59,7 +59,7 @@ def train(
         try:
             with build(config, run_dir, decided) as run:
                 run.quiet = quiet
-                learn(run, signals, callback, quiet)
+                learn(run, signals, callback)
         except (MemoryError, RuntimeError) as error:
             explanation = explained(error, config)
             if explanation is error:
@@ -97,9 +97,9 @@ def stop_after_this_step(count: int) -> None:
         os.write(2, b"\nstopping after this step; once more to stop at once, unsaved\n")
 
 
-def learn(run: Run, signals: SignalWatch, callback: Callback, quiet: bool) -> None:
+def learn(run: Run, signals: SignalWatch, callback: Callback) -> None:
     """Steps and updates until the run has its steps or is stopped; the last state is saved."""
-    config = run.config
+    config, quiet = run.config, run.quiet
     if not quiet:
         log_line(describe(run))
         if run.step >= config.steps:

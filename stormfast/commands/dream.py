@@ -67,5 +67,6 @@ def run(config: Config) -> int:
         print(json.dumps(found | {"step": film.step, "file": str(path), "settings": asdict(config)}, indent=2))
     else:
         dreams, horizon = film.dream.action.shape
-        print(f"{film.title}: {dreams} starts x {horizon} steps; {score}\n{RULE}\nWritten to {path}")
+        starts = "1 start" if dreams == 1 else f"{dreams} starts"
+        print(f"{film.title}: {starts} x {horizon} steps; {score}\n{RULE}\nWritten to {path}")
     return 0

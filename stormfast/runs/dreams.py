@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from stormfast.device import out_of_memory
 from stormfast.dream_env import Dream, open_loop
 from stormfast.dream_film import DreamFilm
 from stormfast.envs.games import find
@@ -55,7 +56,8 @@ def film_of(
 
 
 def dream_at_save(run: Run) -> DreamFilm | None:
-    """Dreams of a run as it is, from its newest rows; None where it has no decoder, or too few rows.
+    """Dreams of a run as it is, from its newest rows; None where it has no decoder, too few rows, or no memory for
+    them, which costs the run a line and not its checkpoint.
 
     All that is drawn at random comes from generators of its own, and the weights are only read: the run goes on as it
     would have without. Waits for the device.
@@ -64,7 +66,13 @@ def dream_at_save(run: Run) -> DreamFilm | None:
     if not run.config.logging.dreams or model.decoder is None:
         return None
     seed = int(np.random.SeedSequence((run.config.seed, run.step, 3)).generate_state(1)[0])
-    dream = newest_dream(model, run.replay, context, HORIZON, STARTS, seed)
+    try:
+        dream = newest_dream(model, run.replay, context, HORIZON, STARTS, seed)
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        tell_not_kept(run, "there is no memory left for it")
+        return None
     return None if dream is None else DreamFilm(dream, find(run.config.game).slug, run.step, FILMED)
 
 
@@ -76,11 +84,15 @@ def keep_dream(run: Run, film: DreamFilm) -> None:
         write_video(folder / f"{run.step}.webp", film.frames())
         run.log.write_picture(run.step, "dream", film.strip())
     except (OSError, UserError) as error:
-        line = f"step {run.step}: the dream is not kept: {error}; --logging.no-dreams leaves dreams out"
-        if run.quiet:
-            warnings.warn(line, stacklevel=2)
-        else:
-            log_line(line)
+        tell_not_kept(run, str(error))
+
+
+def tell_not_kept(run: Run, reason: str) -> None:
+    line = f"step {run.step}: the dream is not kept: {reason}; --logging.no-dreams leaves dreams out"
+    if run.quiet:
+        warnings.warn(line, stacklevel=3)
+    else:
+        log_line(line)
 
 
 def newest_dream(

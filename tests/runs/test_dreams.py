@@ -179,6 +179,22 @@ def test_a_dream_that_cannot_be_kept_is_one_line_and_the_run_goes_on(
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("too much")])
+def test_no_memory_for_a_dream_costs_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
+) -> None:
+    def dream(*args: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(dreams, "open_loop", dream)
+    path = run(tmp_path / "run")
+    told = [line for line in capsys.readouterr().err.splitlines() if "not kept" in line]
+    assert [line.partition(":")[0] for line in told] == ["step 30", "step 60"]
+    assert all("no memory left for it" in line for line in told)
+    assert load_checkpoint(path, "cpu").step == 60
+    assert not any(name.startswith("dream/") for line in lines(path) for name in line)
+
+
 def test_a_model_without_a_decoder_does_not_dream(tmp_path: Path) -> None:
     path = run(tmp_path / "run", world_model__loss__reconstruction=0.0)
     assert not (path / "dreams").exists()
